@@ -1,0 +1,254 @@
+"""What every data set looks like to the rest of the package: `ImageSet` and `Category`.
+
+An `ImageSet` is a list of names, labels and defect types plus a `Source` that delivers
+the pixels. Images stay compressed or as 8-bit arrays until they are asked for, and are
+then resized with antialiasing; masks are resized to the nearest pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uad_core.errors import UserError
+
+__all__ = ["ArraySource", "Category", "DataWarning", "ImageSet", "Source", "as_size", "resize_image", "resize_mask"]
+
+LARGEST_SIDE = 4096
+READ_THREADS = 4
+
+
+class DataWarning(UserWarning):
+    """Data that can be used, but whose numbers may not mean what they seem to."""
+
+
+class Source(ABC):
+    """Delivers the pixels of a set, image by image, at their own resolution."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def size(self, i: int) -> tuple[int, int]:
+        """Return (height, width) of image `i` without decoding it where possible."""
+
+    @abstractmethod
+    def image(self, i: int) -> np.ndarray:
+        """Return image `i` as uint8, (h, w) for grey or (h, w, 3) for colour."""
+
+    @abstractmethod
+    def mask(self, i: int) -> np.ndarray | None:
+        """Return the mask of image `i` as bool (h, w), or None where it has none."""
+
+    @abstractmethod
+    def content(self, i: int) -> tuple[bytes, bytes]:
+        """Return the bytes of image `i` and of its mask (empty without one), to be hashed."""
+
+
+class ArraySource(Source):
+    """Pixels that already are arrays: drawn images, or small images read at once.
+
+    Args:
+        images: sequence or array of uint8 images, each (h, w) or (h, w, 3).
+        masks: one entry per image, bool (h, w) or None; None if there are no masks at all.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None):
+        if masks is not None and len(masks) != len(images):
+            raise ValueError(f"{len(images)} images but {len(masks)} masks")
+        self.arrays, self.mask_arrays = images, masks
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def size(self, i: int) -> tuple[int, int]:
+        height, width = self.arrays[i].shape[:2]
+        return int(height), int(width)
+
+    def image(self, i: int) -> np.ndarray:
+        return self.arrays[i]
+
+    def mask(self, i: int) -> np.ndarray | None:
+        return None if self.mask_arrays is None else self.mask_arrays[i]
+
+    def content(self, i: int) -> tuple[bytes, bytes]:
+        mask = self.mask(i)
+        return _array_bytes(self.arrays[i]), b"" if mask is None else _array_bytes(mask)
+
+
+class ImageSet(torch.utils.data.Dataset):
+    """One split of one category: images, labels, defect types and, where they exist, masks.
+
+    `set[i]` is image `i` as float32 (3, H, W) in [0, 1], so a `DataLoader` yields (B, 3, H, W).
+
+    Attributes:
+        paths: names relative to the category folder, posix, unique.
+        labels: bool (N,), True for anomalous images. Read-only.
+        defects: "good", "crack", ... one per image.
+        image_size: (H, W) that images and masks are resized to, in pixels.
+        has_masks: False where pixel metrics are undefined.
+    """
+
+    def __init__(
+        self, *, dataset: str, category: str, split: str, image_size: int | tuple[int, int], paths: Sequence[str],
+        labels: Sequence[bool], defects: Sequence[str], source: Source, has_masks: bool, rows: np.ndarray | None = None,
+    ):  # fmt: skip
+        self.dataset, self.category, self.split = dataset, category, split
+        self.image_size = as_size(image_size)
+        self.paths, self.defects = list(paths), list(defects)
+        self.labels = np.array(labels, dtype=bool)
+        self.labels.setflags(write=False)
+        self.has_masks = has_masks
+        self.source = source
+        # The rows of the source that belong to this set; a subset shares the source.
+        self._rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=int)
+        lengths = {len(self.paths), len(self.labels), len(self.defects), len(self._rows)}
+        if len(lengths) != 1:
+            raise ValueError(f"paths, labels, defects and source differ in length: {sorted(lengths)}")
+        if len(set(self.paths)) != len(self.paths):
+            raise ValueError("paths are not unique")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"ImageSet({self.dataset}/{self.category}/{self.split}: {len(self)} images, {self.labels.sum()} anomalous)"
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Return image `i`, float32 (3, H, W) in [0, 1]."""
+        return resize_image(self.source.image(self._rows[i]), self.image_size)
+
+    def __getitems__(self, index: list[int]) -> list[Tensor]:
+        """Return the images of one batch; a `DataLoader` prefers this to single items."""
+        return list(self.images(index))
+
+    @cached_property
+    def original_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image before resizing, in pixels."""
+        return [self.source.size(row) for row in self._rows]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over names and bytes of images and masks, never over labels.
+
+        Two sets with the same images share it, whatever is called normal in each.
+        """
+        total = hashlib.sha256()
+        for path, row in zip(self.paths, self._rows, strict=True):
+            for part in (path.encode(), *self.source.content(row)):
+                total.update(hashlib.sha256(part).digest())
+        return total.hexdigest()
+
+    def images(self, index: Sequence[int] | np.ndarray | None = None) -> Tensor:
+        """Return all images, or those of `index`, as float32 (n, 3, H, W) in [0, 1]."""
+        chosen = self._positions(index)
+        out = torch.empty(len(chosen), 3, *self.image_size)  # (n, 3, H, W)
+
+        def read(k: int) -> None:
+            out[k] = self[chosen[k]]
+
+        # Decoding releases the interpreter lock, so threads read side by side.
+        with ThreadPoolExecutor(min(READ_THREADS, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(read, range(len(chosen))):
+                pass
+        return out
+
+    def mask(self, i: int) -> Tensor:
+        """Return the mask of image `i`, bool (H, W); all False for a normal image.
+
+        An image from a defect folder whose mask is empty stays anomalous: only its label says so.
+        """
+        self._require_masks()
+        mask = self.source.mask(self._rows[i]) if self.labels[i] else None
+        if mask is None:
+            return torch.zeros(self.image_size, dtype=torch.bool)
+        return resize_mask(mask, self.image_size)
+
+    def masks(self) -> np.ndarray:
+        """Return all masks, bool (N, H, W). Raises `UserError` where the data have none."""
+        self._require_masks()
+        out = np.zeros((len(self), *self.image_size), dtype=bool)  # (N, H, W)
+        for i in np.flatnonzero(self.labels):
+            out[i] = self.mask(i).numpy()
+        return out
+
+    def subset(self, index: Sequence[int] | np.ndarray) -> ImageSet:
+        """Return the images of `index` (integers or a bool mask) as a set of its own."""
+        chosen = self._positions(index)
+        return ImageSet(
+            dataset=self.dataset, category=self.category, split=self.split, image_size=self.image_size,
+            paths=[self.paths[i] for i in chosen], labels=self.labels[chosen], defects=[self.defects[i] for i in chosen],
+            source=self.source, has_masks=self.has_masks, rows=self._rows[chosen],
+        )  # fmt: skip
+
+    def _positions(self, index: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        everything = np.arange(len(self))
+        if index is None:
+            return everything
+        index = np.asarray(index)
+        return everything[index if index.size else index.astype(int)]
+
+    def _require_masks(self) -> None:
+        if not self.has_masks:
+            raise UserError(
+                f"{self.dataset}/{self.category} has no masks: only image metrics are defined; "
+                "for pixel metrics add ground_truth/<defect>/NAME_mask.png beside train and test"
+            )
+
+
+@dataclass(frozen=True)
+class Category:
+    """What is inspected: normal images to learn from, and images to judge.
+
+    `protocol` is "inspection" (defects on one product) or "one_class" (one class of
+    objects is normal, every other class is anomalous).
+    """
+
+    dataset: str
+    category: str
+    train: ImageSet
+    test: ImageSet
+    protocol: str
+
+
+def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) from one side or a pair, in pixels. Raises `UserError` outside 1..4096."""
+    pair = (image_size, image_size) if isinstance(image_size, int | np.integer) else tuple(image_size)
+    if len(pair) != 2 or not all(isinstance(s, int | np.integer) and 1 <= s <= LARGEST_SIDE for s in pair):
+        raise UserError(f"--image-size {image_size}: give one or two whole numbers from 1 to {LARGEST_SIDE}, such as 256")
+    return int(pair[0]), int(pair[1])
+
+
+def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Return uint8 pixels, (h, w) or (h, w, 3), as float32 (3, H, W) in [0, 1].
+
+    Bilinear with antialiasing over the whole image (no crop, the aspect ratio is not kept),
+    rounded to 8 bits as image files are; grey is repeated to three channels.
+    """
+    image = torch.from_numpy(np.ascontiguousarray(pixels))
+    image = image.view(*image.shape[:2], -1).permute(2, 0, 1)[None]  # (1, c, h, w), channels last in memory
+    if tuple(image.shape[-2:]) != size:
+        image = F.interpolate(image, size=size, mode="bilinear", antialias=True)  # (1, c, H, W)
+    return image[0].expand(3, *size).float().div_(255).contiguous()
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Return a bool mask (h, w) as bool (H, W), each pixel taken from the nearest one."""
+    pixels = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.uint8))[None, None]  # (1, 1, h, w)
+    if tuple(mask.shape) != size:
+        pixels = F.interpolate(pixels, size=size, mode="nearest-exact")  # (1, 1, H, W)
+    return pixels[0, 0].bool()
+
+
+def _array_bytes(array: np.ndarray) -> bytes:
+    return f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
