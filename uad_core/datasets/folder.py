@@ -1,0 +1,235 @@
+"""Any folder in MVTec layout, and the steps that all data sets made of files share.
+
+```
+CATEGORY/train/good/*.png                          normal images to learn from
+CATEGORY/test/good/*.png                           normal images to judge
+CATEGORY/test/DEFECT/NAME.png                      defective images to judge
+CATEGORY/ground_truth/DEFECT/NAME_mask.png         their masks, or DEFECT/NAME with any suffix
+```
+
+"good" may be called "ok" or "normal". Hidden files and files that are no images are passed
+over; a folder where an image should be, an image of a kind that is not read, a mask
+without an image or an image without a mask is an error. Without any mask in
+`ground_truth`, or without `ground_truth`, pixel metrics are undefined and `has_masks` is False.
+Masks of normal images are not needed and not read. Symbolic links are followed wherever
+they lead, because nothing is ever written below a data folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from uad_core.datasets.base import Category, DataWarning, ImageSet
+from uad_core.datasets.images import SUFFIXES, FileSource, shown
+from uad_core.errors import UserError
+
+__all__ = ["GOOD", "Item", "as_category", "categories", "image_files", "image_set", "is_category", "load", "subfolders"]
+
+GOOD = ("good", "ok", "normal")
+PROBE_BYTES = 1 << 16
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a set: its path below the category folder, what is wrong with it, and its mask."""
+
+    path: str
+    defect: str = "good"
+    mask: str | None = None
+
+
+def load(folder: Path, dataset: str, category: str, image_size: int | tuple[int, int]) -> Category:
+    """Return the category in `folder`, which has MVTec layout.
+
+    Raises `UserError` that names the file or folder at fault, and warns (`DataWarning`) of
+    images that are in both splits and of a test set that has only one kind of images.
+    """
+    train = _train_items(folder)
+    test = _test_items(folder)
+    has_masks = any(item.mask for item in test)
+    about = {"dataset": dataset, "category": category, "image_size": image_size}
+    return as_category(
+        image_set(folder, train, split="train", has_masks=has_masks, **about),
+        image_set(folder, test, split="test", has_masks=has_masks, **about),
+    )
+
+
+def is_category(folder: Path) -> bool:
+    """Whether `folder` looks like a category in MVTec layout: it has train/good and test."""
+    return (folder / "test").is_dir() and any((folder / "train" / good).is_dir() for good in GOOD)
+
+
+def categories(folder: Path) -> list[str]:
+    """Return the names of the categories in `folder`, sorted."""
+    return [name for name in subfolders(folder) if is_category(folder / name)]
+
+
+def image_set(
+    folder: Path, items: Sequence[Item], *, dataset: str, category: str, split: str,
+    image_size: int | tuple[int, int], has_masks: bool, label_map: bool = False,
+) -> ImageSet:  # fmt: skip
+    """Return the files that `items` names as an `ImageSet`; whatever is not "good" is anomalous."""
+    paths = [item.path for item in items]
+    return ImageSet(
+        dataset=dataset, category=category, split=split, image_size=image_size, paths=paths,
+        labels=[item.defect != "good" for item in items], defects=[item.defect for item in items],
+        source=FileSource(folder, paths, [item.mask for item in items], label_map), has_masks=has_masks,
+    )  # fmt: skip
+
+
+def as_category(train: ImageSet, test: ImageSet, protocol: str = "inspection") -> Category:
+    """Return both splits of files as a `Category`, after a look at what would spoil its numbers."""
+    where = f"{test.dataset}/{test.category}"
+    if test.labels.all() or not test.labels.any():
+        kind = "anomalous" if test.labels.all() else "normal"
+        warnings.warn(f"{where}: all test images are {kind}, so no metric is defined", DataWarning, stacklevel=3)
+    twins = _in_both(train, test)
+    if twins:
+        listed = "; ".join(f"{shown(a)} = {shown(b)}" for a, b in twins[:LISTED]) + (" ..." if len(twins) > LISTED else "")
+        warnings.warn(f"{where}: {len(twins)} test images are also train images: {listed}", DataWarning, stacklevel=3)
+    return Category(test.dataset, test.category, train, test, protocol)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in `folder`, sorted, hidden ones left out."""
+    return [path.name for path in _entries(folder) if path.is_dir()]
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the image files in `folder`, sorted by code point.
+
+    Raises `UserError` for a folder among them and for images of a kind that is not read.
+    """
+    names = []
+    for path in _entries(folder):
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            raise UserError(f"{shown(path)} is a folder where images are expected: move its images up or remove it")
+        if suffix in SUFFIXES:
+            names.append(path.name)
+        elif suffix in Image.registered_extensions():
+            raise UserError(f"{shown(path)}: {suffix} images are not read: convert them to PNG")
+    return names
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{shown(folder)} cannot be listed ({error.strerror}): check the path") from None
+    for path in found:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{shown(path)}: the name is not valid UTF-8: rename the file") from None
+    return found
+
+
+def _train_items(folder: Path) -> list[Item]:
+    train = folder / "train"
+    if not train.is_dir():
+        raise UserError(f"{shown(folder)} has no folder train: put normal images into train/good, images to judge into test")
+    others = [name for name in subfolders(train) if name not in GOOD]
+    if others:
+        raise UserError(f"{shown(train / others[0])}: training images are all normal: keep only train/good, move others to test")
+    items = [Item(f"train/{good}/{name}") for good in subfolders(train) for name in image_files(train / good)]
+    if not items:
+        raise UserError(f"{shown(train)}: no image in train/good: put normal PNG, JPEG, BMP or TIFF images there")
+    return items
+
+
+def _test_items(folder: Path) -> list[Item]:
+    test = folder / "test"
+    if not test.is_dir():
+        raise UserError(f"{shown(folder)} has no folder test: put images to judge into test/good and test/DEFECT")
+    found = {defect: image_files(test / defect) for defect in subfolders(test)}
+    if not any(found.values()):
+        raise UserError(f"{shown(test)}: no image in test/good or test/DEFECT: put PNG, JPEG, BMP or TIFF images there")
+    masks = _mask_files(folder / "ground_truth", found)
+    items = []
+    for defect, names in found.items():
+        if defect in GOOD:
+            items += [Item(f"test/{defect}/{name}") for name in names]
+        else:
+            pairs = _paired(folder, defect, names, masks[defect]) if any(masks.values()) else dict.fromkeys(names)
+            items += [Item(f"test/{defect}/{name}", defect, mask) for name, mask in pairs.items()]
+    return items
+
+
+def _mask_files(truth: Path, found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the mask names of each defect of the test set."""
+    masks: dict[str, list[str]] = {defect: [] for defect in found}
+    for defect in subfolders(truth) if truth.is_dir() else []:
+        if defect in GOOD:
+            continue
+        masks[defect] = image_files(truth / defect)
+        if masks[defect] and not found.get(defect):
+            raise UserError(f"{shown(truth / defect)} holds masks, but test/{defect} has no images: remove one or add the other")
+    return masks
+
+
+def _paired(folder: Path, defect: str, images: list[str], masks: list[str]) -> dict[str, str]:
+    """Return image name -> path of its mask, each mask used exactly once."""
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for mask in masks:
+        by_stem[_stem(mask)].append(mask)
+    pairs, used = {}, set()
+    for image in images:
+        stem = _stem(image)
+        fitting = by_stem.get(f"{stem}_mask", []) + by_stem.get(stem, [])
+        here = folder / "test" / defect / image
+        if not fitting:
+            raise UserError(
+                f"{shown(here)} has no mask: add ground_truth/{defect}/{Path(image).stem}_mask.png (all black if nothing "
+                "is to be marked), or remove the folder ground_truth to do without pixel metrics"
+            )
+        if len(fitting) > 1 or fitting[0] in used:
+            raise UserError(f"{shown(here)}: {', '.join(fitting)} could be the mask of several images: keep one per image")
+        used.add(fitting[0])
+        pairs[image] = f"ground_truth/{defect}/{fitting[0]}"
+    unused = [mask for mask in masks if mask not in used]
+    if unused:
+        mask = folder / "ground_truth" / defect / unused[0]
+        raise UserError(f"{shown(mask)} is the mask of no image: remove it or add its image to test/{defect}")
+    return pairs
+
+
+def _stem(name: str) -> str:
+    # Accents may be stored as one character or as two, depending on the system that wrote the name.
+    return unicodedata.normalize("NFC", Path(name).stem)
+
+
+def _in_both(train: ImageSet, test: ImageSet) -> list[tuple[str, str]]:
+    """Return (test path, train path) of files with equal bytes."""
+    folder = train.source.folder
+
+    def groups(paths: Iterable[str], key) -> dict[object, list[str]]:
+        result = defaultdict(list)
+        for path in paths:
+            result[key(folder / path)].append(path)
+        return result
+
+    # Sizes first, then a piece from the middle, and whole files only where both agree.
+    pairs = [(train.paths, test.paths)]
+    for key in (lambda p: p.stat().st_size, _probe, lambda p: hashlib.sha256(p.read_bytes()).digest()):
+        narrowed = []
+        for ours, theirs in pairs:
+            left, right = groups(ours, key), groups(theirs, key)
+            narrowed += [(left[k], right[k]) for k in left.keys() & right.keys()]
+        pairs = narrowed
+    return sorted((path, ours[0]) for ours, theirs in pairs for path in theirs)
+
+
+def _probe(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size // 2 - PROBE_BYTES // 2))
+        return file.read(PROBE_BYTES)
