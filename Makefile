@@ -1,0 +1,58 @@
+# `make book` and `make test` set everything up by themselves; the second call reuses the environment.
+#   PYTHON       the interpreter the environment is made from (3.10 or newer)
+#   VENV         where the environment lies
+#   TORCH_INDEX  a package index with another build of torch (a CPU build, say); empty = the default index
+PYTHON      ?= python3
+VENV        ?= .venv
+TORCH_INDEX ?=
+
+BIN    := $(abspath $(VENV))/bin
+READY  := $(VENV)/.ready
+NBVAL  := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+
+.PHONY: help setup book test quick notebooks sync address clean
+
+# Notebooks run on the built-in data with their own defaults, whatever the caller's shell says.
+unexport UAD_DATASET UAD_CATEGORY UAD_PROFILE
+
+help:
+	@echo "make book       set up, run the notebooks that are out of date, build the book in _build/html"
+	@echo "make test       set up, run all tests, the notebooks among them"
+	@echo "make quick      the tests without the notebooks and the book's build"
+	@echo "make notebooks  run every notebook again and store its outputs"
+	@echo "make sync       bring the .ipynb files up to date with the .py files beside them (runs nothing)"
+	@echo "make address    carry the repository's address from _config.yml to every file that shows it"
+	@echo "make clean      remove what was built (the environment in $(VENV) stays)"
+	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH_INDEX=$(TORCH_INDEX)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) tools/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[book,test]"
+	@touch $@
+
+book: $(READY)
+	$(BIN)/python tools/notebooks.py run
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book is ready: _build/html/index.html"
+
+test: $(READY)
+	$(BIN)/python -m pytest $(NBVAL) tests notebooks
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not book" tests
+
+notebooks: $(READY)
+	$(BIN)/python tools/notebooks.py run --all
+
+sync: $(READY)
+	$(BIN)/jupytext --sync notebooks/*.py
+
+address: $(READY)
+	$(BIN)/python tools/address.py
+
+clean:
+	rm -rf _build build *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
