@@ -122,7 +122,8 @@ class ImageSet(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __repr__(self) -> str:
-        return f"ImageSet({self.dataset}/{self.category}/{self.split}: {len(self)} images, {self.labels.sum()} anomalous)"
+        name = f"{self.dataset}/{self.category}/{self.split}"
+        return f"ImageSet({name}: {len(self)} images, {self.labels.sum()} anomalous)"
 
     def __getitem__(self, i: int) -> Tensor:
         """Return image `i`, float32 (3, H, W) in [0, 1]."""
@@ -187,8 +188,8 @@ class ImageSet(torch.utils.data.Dataset):
         chosen = self._positions(index)
         return ImageSet(
             dataset=self.dataset, category=self.category, split=self.split, image_size=self.image_size,
-            paths=[self.paths[i] for i in chosen], labels=self.labels[chosen], defects=[self.defects[i] for i in chosen],
-            source=self.source, has_masks=self.has_masks, rows=self._rows[chosen],
+            paths=[self.paths[i] for i in chosen], labels=self.labels[chosen], source=self.source,
+            defects=[self.defects[i] for i in chosen], has_masks=self.has_masks, rows=self._rows[chosen],
         )  # fmt: skip
 
     def _positions(self, index: Sequence[int] | np.ndarray | None) -> np.ndarray:
@@ -225,7 +226,7 @@ def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (H, W) from one side or a pair, in pixels. Raises `UserError` outside 1..4096."""
     pair = (image_size, image_size) if isinstance(image_size, int | np.integer) else tuple(image_size)
     if len(pair) != 2 or not all(isinstance(s, int | np.integer) and 1 <= s <= LARGEST_SIDE for s in pair):
-        raise UserError(f"--image-size {image_size}: give one or two whole numbers from 1 to {LARGEST_SIDE}, such as 256")
+        raise UserError(f"--image-size {image_size}: give a whole number from 1 to {LARGEST_SIDE}, such as 256")
     return int(pair[0]), int(pair[1])
 
 

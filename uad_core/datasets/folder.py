@@ -94,8 +94,9 @@ def as_category(train: ImageSet, test: ImageSet, protocol: str = "inspection") -
         warnings.warn(f"{where}: all test images are {kind}, so no metric is defined", DataWarning, stacklevel=3)
     twins = _in_both(train, test)
     if twins:
-        listed = "; ".join(f"{shown(a)} = {shown(b)}" for a, b in twins[:LISTED]) + (" ..." if len(twins) > LISTED else "")
-        warnings.warn(f"{where}: {len(twins)} test images are also train images: {listed}", DataWarning, stacklevel=3)
+        listed = [f"{shown(a)} = {shown(b)}" for a, b in twins[:LISTED]] + ["..."] * (len(twins) > LISTED)
+        message = f"{where}: {len(twins)} test images are also train images: {'; '.join(listed)}"
+        warnings.warn(message, DataWarning, stacklevel=3)
     return Category(test.dataset, test.category, train, test, protocol)
 
 
@@ -137,10 +138,10 @@ def _entries(folder: Path) -> list[Path]:
 def _train_items(folder: Path) -> list[Item]:
     train = folder / "train"
     if not train.is_dir():
-        raise UserError(f"{shown(folder)} has no folder train: put normal images into train/good, images to judge into test")
+        raise UserError(f"{shown(folder)} has no folder train: put normal images into train/good")
     others = [name for name in subfolders(train) if name not in GOOD]
     if others:
-        raise UserError(f"{shown(train / others[0])}: training images are all normal: keep only train/good, move others to test")
+        raise UserError(f"{shown(train / others[0])}: all training images are normal: move this folder into test")
     items = [Item(f"train/{good}/{name}") for good in subfolders(train) for name in image_files(train / good)]
     if not items:
         raise UserError(f"{shown(train)}: no image in train/good: put normal PNG, JPEG, BMP or TIFF images there")
@@ -173,7 +174,7 @@ def _mask_files(truth: Path, found: dict[str, list[str]]) -> dict[str, list[str]
             continue
         masks[defect] = image_files(truth / defect)
         if masks[defect] and not found.get(defect):
-            raise UserError(f"{shown(truth / defect)} holds masks, but test/{defect} has no images: remove one or add the other")
+            raise UserError(f"{shown(truth / defect)} holds masks without images: remove it or fill test/{defect}")
     return masks
 
 
@@ -189,17 +190,18 @@ def _paired(folder: Path, defect: str, images: list[str], masks: list[str]) -> d
         here = folder / "test" / defect / image
         if not fitting:
             raise UserError(
-                f"{shown(here)} has no mask: add ground_truth/{defect}/{Path(image).stem}_mask.png (all black if nothing "
-                "is to be marked), or remove the folder ground_truth to do without pixel metrics"
+                f"{shown(here)} has no mask: add ground_truth/{defect}/{Path(image).stem}_mask.png (black if nothing is "
+                "marked), or remove ground_truth to do without pixel metrics"
             )
         if len(fitting) > 1 or fitting[0] in used:
-            raise UserError(f"{shown(here)}: {', '.join(fitting)} could be the mask of several images: keep one per image")
+            listed = ", ".join(map(shown, fitting))
+            raise UserError(f"{shown(here)}: images and masks ({listed}) do not pair up: keep one mask for each image")
         used.add(fitting[0])
         pairs[image] = f"ground_truth/{defect}/{fitting[0]}"
     unused = [mask for mask in masks if mask not in used]
     if unused:
         mask = folder / "ground_truth" / defect / unused[0]
-        raise UserError(f"{shown(mask)} is the mask of no image: remove it or add its image to test/{defect}")
+        raise UserError(f"{shown(mask)} masks no image: remove it or add its image to test/{defect}")
     return pairs
 
 

@@ -124,8 +124,8 @@ def _check_mask_size(mask: Path, image: Path, size: tuple[int, int]) -> None:
     found = header_size(mask)
     if found != size:
         raise UserError(
-            f"{shown(mask)} is {found[1]}x{found[0]} pixels but its image {shown(image.name)} is {size[1]}x{size[0]}: "
-            "a mask needs the size of its image"
+            f"{shown(mask)} has {found[1]}x{found[0]} pixels, its image {shown(image.name)} {size[1]}x{size[0]}: "
+            "give the mask the size of its image"
         )
 
 
@@ -134,7 +134,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong while it is open becomes a `UserError` that names it."""
     try:
         if not path.is_file():
-            raise UserError(f"{shown(path)} is no file (missing, a broken link, a folder or a device): mend or remove it")
+            raise UserError(f"{shown(path)} is no file (missing, a broken link, a folder, a device): mend or remove it")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
