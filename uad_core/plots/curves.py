@@ -112,9 +112,9 @@ def rate_curve(
     return sheet
 
 
-def _percent(ax: Axes, axis: str) -> None:
-    """Show fractions on an axis as percent."""
-    getattr(ax, f"{axis}axis").set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=""))
+def _percent(ax: Axes) -> None:
+    """Show the fractions of the vertical axis as percent."""
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
 
 
 @matplotlib.rc_context(STYLE)
@@ -148,7 +148,7 @@ def grouped_bars(
     ax.set_xticks(list(places.values()), [str(value) for value in places])
     ax.set(xlabel=xlabel or x, ylabel=ylabel, ylim=ylim)
     ax.grid(False, axis="x")
-    _percent(ax, "y")
+    _percent(ax)
     if hue:
         ax.legend(title=hue, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=2.4, handleheight=1.4)
     return sheet
@@ -184,7 +184,7 @@ def line_with_band(
         ax.set_xticks(measured, [f"{value:g}" for value in measured], minor=False)
         ax.minorticks_off()
     if percent:
-        _percent(ax, "y")
+        _percent(ax)
     if hue:
         ax.legend(title=hue)
     return sheet

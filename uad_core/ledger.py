@@ -1,0 +1,232 @@
+"""The ledger: one small JSON file for each run, from which every table and every number of the book is computed.
+
+A file holds what `result.json` holds and nothing of the machine but what a number depends on (processor, threads,
+versions): no path, no host, no person. Its name follows from what was run, so that the same run made again replaces
+its file, and another one stands beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from uad_core.errors import UserError
+
+__all__ = ["COSTS", "METRICS", "add", "collect", "default_folder", "file_name", "read"]
+
+METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+"""The metrics of a run, fractions; those of pixels are null where the data has no masks."""
+
+COSTS = (
+    "fit_s",
+    "predict_ms_per_image",
+    "backbone_ms_per_image",
+    "peak_rss_mb",
+    "peak_gpu_mb",
+    "parameters",
+    "model_bytes",
+)
+
+_PLAIN = ("method", "dataset", "category", "profile", "seed", "backbone", "n_train", "n_test")
+_MACHINE = ("cpu", "gpu", "threads", "torch")
+_COLUMNS = ["file", *_PLAIN, "image_size", "settings", "joint", "protocol", "n_categories", *METRICS, *COSTS, *_MACHINE]
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "dataset": str,
+    "category": str,
+    "profile": str,
+    "seed": int,
+    "backbone": str,
+    "image_size": (int, list, tuple),
+    "config": dict,
+    "n_train": int,
+    "n_test": int,
+    "metrics": dict,
+    "cost": dict,
+    "fingerprint": dict,
+    "environment": dict,
+}
+_PERSONAL = {"hostname", "host", "node", "user", "username", "home", "cwd"}
+# A path of one machine at the start of a text or of a word in it; not the slashes of https:// or 1/2.
+_MACHINE_PATH = re.compile(r"""(^|[\s='"(,])(/\w|~[/\\]|\.\.[/\\]|[A-Za-z]:[\\/]|\\\\\w|file:)""")
+
+
+def default_folder() -> Path:
+    """The book's own ledger where the package runs from its source tree, else `results` in the working folder."""
+    beside = Path(__file__).resolve().parents[1] / "results"
+    return beside if beside.is_dir() else Path("results")
+
+
+def file_name(result: Mapping[str, Any]) -> str:
+    """METHOD-DATASET-CATEGORY-PROFILE-BACKBONE-SIZE-sSEED[-SETTINGS].json, the same for the same run.
+
+    SETTINGS is a hash of `overrides`, the settings that the user changed from their profile; a run that changed none
+    has none. A result without `overrides` is told apart by the hash of its whole `config`.
+    """
+    words = [result["method"], result["dataset"], result["category"], result["profile"], result["backbone"]]
+    name = "-".join([_word(w) for w in words] + [size_text(result["image_size"]), f"s{result['seed']}"])
+    settings = result.get("overrides", result["config"])
+    return f"{name}-{_hash(settings)}.json" if settings else f"{name}.json"
+
+
+def add(result: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Keep a run in the ledger and return its file; the same run made again replaces it.
+
+    Args:
+        result: the content of a `result.json`.
+        folder: the ledger, made if it is not there.
+
+    Raises:
+        UserError: a field is missing or of the wrong kind, a text holds a path of this machine, or the folder
+            cannot be written.
+    """
+    folder = default_folder() if folder is None else Path(folder)
+    _validate(result, "the result")
+    _refuse_machine(result)
+    target = folder / file_name(result)
+    try:
+        text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(target, text)
+    except OSError as error:
+        raise UserError(f"cannot write to the ledger {folder} ({error.strerror}): choose another folder") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the result cannot be kept as JSON ({error}): use numbers, texts, lists and null") from error
+    return target
+
+
+def collect(runs: Path, folder: Path | None = None) -> list[Path]:
+    """Add every `result.json` at or below `runs` (the `--out` of earlier runs) to the ledger.
+
+    Raises:
+        UserError: there is none, or one is damaged; the sound ones before it have been added.
+    """
+    found = sorted(Path(runs).rglob("result.json"))
+    if not found:
+        raise UserError(f"no result.json in {runs}: give the folder that `uad run` wrote with --out")
+    return [add(_load(path), folder) for path in found]
+
+
+def read(folder: Path | None = None) -> pd.DataFrame:
+    """All runs as a table with one row for each run and category; empty, with all columns, where nothing was run.
+
+    Columns: `file`, the fields of the result but the nested ones, `settings` (the overrides as text), `joint` (one
+    model for several categories), `n_categories` of the run, the seven metrics (fractions, NaN for null), the costs
+    of the run, and `cpu`, `gpu`, `threads` and `torch` where the environment names them.
+
+    Raises:
+        UserError: a file is damaged or no result; the message names it.
+    """
+    folder = default_folder() if folder is None else Path(folder)
+    rows = [row for path in sorted(folder.glob("*.json")) for row in _rows(path.name, _load(path))]
+    frame = pd.DataFrame(rows, columns=_COLUMNS)
+    return frame.astype({name: float for name in (*METRICS, *COSTS)})
+
+
+def size_text(size: int | list[int]) -> str:
+    """An image size as text: 256, or 256x320 for height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _rows(file: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row for each category of a run."""
+    parts = result.get("per_category") or {result["category"]: result["metrics"]}
+    overrides = result.get("overrides", {})
+    common = {name: result[name] for name in _PLAIN} | {
+        "file": file,
+        "image_size": size_text(result["image_size"]),
+        "settings": " ".join(f"{key}={overrides[key]}" for key in sorted(overrides)),
+        "joint": bool(result.get("joint", False)),
+        "protocol": result.get("protocol", ""),
+        "n_categories": len(parts),
+    }
+    common |= {name: result["cost"].get(name) for name in COSTS}
+    common |= {name: result["environment"].get(name) for name in _MACHINE}
+    for category, metrics in parts.items():
+        yield common | {"category": category} | {name: metrics.get(name) for name in METRICS}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The result that a file holds."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a readable result ({error}): run it again, or remove the file") from error
+    _validate(result, str(path))
+    return result
+
+
+def _validate(result: Any, where: str) -> None:
+    """Check that fields and metrics are there and of their kind."""
+    if not isinstance(result, Mapping):
+        raise UserError(f"{where} is not a result: it must be an object with fields such as method and metrics")
+    for name, kind in _FIELDS.items():
+        value = result.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            found = "missing" if name not in result else f"{value!r:.40}"
+            raise UserError(f"{where} is not the result of a run (field {name}: {found}): remove it or run it again")
+    parts = result.get("per_category") or {}
+    if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
+        raise UserError(f"{where} is not the result of a run: per_category must map names to metrics")
+    for part in (result["metrics"], *parts.values()):
+        for name in METRICS:
+            _check_metric(name, part.get(name), where)
+
+
+def _check_metric(name: str, value: Any, where: str) -> None:
+    """A metric is null or a fraction."""
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 <= value <= 1:
+        raise UserError(f"{where} has {name} = {value!r}: a metric is a fraction from 0 to 1, or null without masks")
+
+
+def _refuse_machine(value: Any, where: str = "result") -> None:
+    """Refuse texts and names that say where, or by whom, a run was made."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            if str(key).lower() in _PERSONAL:
+                raise UserError(f"{where}.{key} names a machine or a person: leave it out of the result")
+            _refuse_machine(str(key), f"{where}.{key}")
+            _refuse_machine(part, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            _refuse_machine(part, f"{where}[{i}]")
+    elif isinstance(value, str) and _MACHINE_PATH.search(value):
+        raise UserError(f"{where} = {value!r:.80} holds a path of this machine: give a name or a relative path")
+
+
+def _word(text: str) -> str:
+    """A text as one word of a file name; what had to be changed or cut ends in a hash, so that names stay different."""
+    word = re.sub(r"[^A-Za-z0-9_.,]+", "+", text).strip("+.")
+    return word if word == text and len(word) <= 40 else f"{word[:30]}+{_hash(text)}"
+
+
+def _hash(value: Any) -> str:
+    """Eight hexadecimal digits of anything that JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write a file so that it is either the old or the new one, never half of it."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
