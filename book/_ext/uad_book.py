@@ -1,4 +1,4 @@
-"""What the book adds to Sphinx: the table of run times, and pages that load nothing from other servers."""
+"""What the book adds to Sphinx: the table of run times, figures, and pages that load nothing from other servers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from figures import draw_all
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -55,6 +56,11 @@ def prune_mathjax(app: Sphinx, error: Exception | None) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def draw_figures(app: Sphinx) -> None:
+    """Draw the figures of pages without code, so that they always show what the package computes."""
+    draw_all(Path(app.srcdir, "book", "_static", "drawn"))
+
+
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Remove the scripts of live code: the book does not use it, and they name a server."""
     for key in ("script_files", "css_files"):
@@ -74,6 +80,7 @@ def keep_bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("run-times", RunTimes)
+    app.connect("builder-inited", draw_figures)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("build-finished", prune_mathjax, priority=900)

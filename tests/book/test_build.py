@@ -1,0 +1,153 @@
+"""The built pages: no warning, no dead link, nothing from another server, every picture described."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+pytest.importorskip("jupyter_book", reason="the tool chain of the book is not installed: pip install .[book]")
+pytestmark = pytest.mark.book
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+LOADING = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("video", "src"), ("object", "data")}
+LOADING_RELS = {"stylesheet", "preload", "icon", "shortcut", "manifest", "modulepreload", "prefetch", "preconnect"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a page loads, where it links to, what can be linked to in it, and its pictures."""
+
+    path: Path
+    loads: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    pictures: list[dict[str, str | None]] = field(default_factory=list)
+    inline_scripts: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__init__()
+        self._in_script = False
+        self.text = self.path.read_text("utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self._in_script = tag == "script" and "src" not in values
+        self.ids |= {values[key] for key in ("id", "name") if values.get(key)}
+        self.loads += [value for key, value in attrs if (tag, key) in LOADING]
+        if tag == "link" and LOADING_RELS & set((values.get("rel") or "").split()):
+            self.loads.append(values["href"])
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
+        if tag == "img":
+            self.pictures.append(values)
+
+    def handle_endtag(self, tag):
+        self._in_script = False
+
+    def handle_data(self, data):
+        if self._in_script:
+            self.inline_scripts.append(data)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder of pages, built by the command that the Makefile uses."""
+    line = re.search(r"^\t\$\(BIN\)/(jupyter-book build .*)$", (ROOT / "Makefile").read_text("utf-8"), re.M).group(1)
+    assert "-W" in line.split() and "-n" in line.split() and "--keep-going" in line.split()
+    out = tmp_path_factory.mktemp("book")
+    program, *rest = shlex.split(line)
+    command = [str(Path(sys.executable).with_name(program)), *rest, "--path-output", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "WARNING" not in run.stdout + run.stderr
+    return out / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def pages(built):
+    """Every page, by its path below the folder."""
+    return {path.relative_to(built).as_posix(): Page(path) for path in sorted(built.rglob("*.html"))
+            if "_static" not in path.parts}
+
+
+def test_the_first_page_leads_to_the_preface(built, pages):
+    assert "book/preface.html" in pages and "preface.html" in pages["index.html"].text
+
+
+def test_every_link_inside_the_book_arrives(built, pages):
+    dead = []
+    for name, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or link.startswith("#top"):
+                continue
+            target = (page.path.parent / unquote(parts.path)).resolve() if parts.path else page.path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.exists():
+                dead.append((name, link))
+            elif parts.fragment and target.suffix == ".html":
+                there = pages[target.relative_to(built.resolve()).as_posix()].ids
+                if unquote(parts.fragment) not in there | {""}:
+                    dead.append((name, link))
+    assert not dead
+
+
+def test_pages_load_nothing_from_another_server(built, pages):
+    for name, page in pages.items():
+        for load in page.loads:
+            parts = urlsplit(load)
+            assert not parts.scheme or parts.scheme == "data", (name, load)
+            assert not parts.netloc, (name, load)
+            if not parts.scheme:
+                assert (page.path.parent / unquote(parts.path)).exists(), (name, load)
+        assert not re.search(r"https?://", "".join(page.inline_scripts)), name
+    for sheet in (built / "_static").rglob("*.css"):
+        text = sheet.read_text("utf-8", errors="replace")
+        assert not re.search(r"(url\(\s*['\"]?|@import\s+['\"])(https?:)?//", text), sheet
+
+
+def test_formulas_have_their_program_and_fonts(built, pages):
+    assert any("mathjax/tex-chtml.js" in load for load in pages["book/metrics.html"].loads)
+    fonts = list((built / "_static" / "mathjax" / "output" / "chtml" / "fonts").rglob("*.woff"))
+    assert len(fonts) > 15
+
+
+def test_every_picture_is_described(pages):
+    bare = [(name, picture.get("src")) for name, page in pages.items() for picture in page.pictures
+            if not (picture.get("alt") or "").strip() or re.fullmatch(r"[\w./-]+\.(png|svg|jpe?g)", picture["alt"])]
+    assert not bare
+
+
+def test_there_is_one_search_box_and_a_switch_for_dark_mode(pages):
+    text = pages["book/preface.html"].text
+    assert len(re.findall(r"<button[^>]*class=\"[^\"]*search-button-field", text)) == 1
+    assert "theme-switch" in text
+
+
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_colab_link_of_a_chapter_points_at_its_notebook(pages, chapter):
+    repository = CONFIG["repository"]
+    slug = "/".join(repository["url"].rstrip("/").split("/")[-2:])
+    expected = f"https://colab.research.google.com/github/{slug}/blob/{repository['branch']}/notebooks/{chapter}.ipynb"
+    colab = {link for link in pages[f"notebooks/{chapter}.html"].links if "colab.research" in link}
+    assert colab == {expected}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_status_page_gives_the_run_time_of_a_chapter(pages, chapter):
+    row = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*{chapter}\.html(?:(?!</tr>).)*</tr>", pages["book/status.html"].text, re.S)
+    assert row and re.search(r"\d+ s", row.group(0))

@@ -1,0 +1,114 @@
+"""The chapters: both files of a pair agree, stored outputs are current, and every rule of hand is kept."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="the tool chain of the book is not installed: pip install .[book]")
+nbformat = pytest.importorskip("nbformat")
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = runpy.run_path(str(ROOT / "tools" / "notebooks.py"))
+PAIRS = TOOL["pairs"](ROOT)
+LONGEST_CELL = 25
+
+each_pair = pytest.mark.parametrize(("script", "notebook"), PAIRS, ids=[script.stem for script, _ in PAIRS])
+
+
+def code_cells(notebook):
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+
+
+@each_pair
+def test_both_files_of_a_pair_hold_the_same_cells(script, notebook):
+    assert TOOL["cells"](script) == TOOL["cells"](notebook), "run `make sync` (text) or `make notebooks` (code)"
+
+
+@each_pair
+def test_stored_outputs_come_from_the_present_code(script, notebook):
+    assert not TOOL["stale"](script, notebook, ROOT), "run `make notebooks`"
+
+
+@each_pair
+def test_every_cell_was_run_in_order_without_an_error(script, notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook) if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {output.output_type for cell in code_cells(notebook) for output in cell.outputs}
+    assert "error" not in kinds
+
+
+@each_pair
+def test_stored_outputs_name_no_folder_of_the_machine_and_no_progress_bar(script, notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.get("name") != "stderr"
+            assert str(ROOT) not in str(output) and str(Path.home()) + "/" not in str(output)
+
+
+@each_pair
+def test_cells_are_short_and_import_at_the_top(script, notebook):
+    code = [cell for cell in code_cells(notebook) if cell.source.strip()]
+    importing = [any(line.startswith(("import ", "from ")) for line in cell.source.splitlines()) for cell in code]
+    assert max(len(cell.source.splitlines()) for cell in code) <= LONGEST_CELL
+    assert not any(importing[3:]), "imports belong into the first cells"
+
+
+@each_pair
+def test_a_check_of_outputs_is_asked_for(script, notebook):
+    """Without the tag nbval runs the cells and compares nothing."""
+    assert any("nbval-check-output" in cell.metadata.get("tags", ()) for cell in code_cells(notebook))
+
+
+@each_pair
+def test_on_colab_the_first_cell_installs_the_package(script, notebook):
+    address = runpy.run_path(str(ROOT / "tools" / "address.py"))["address"]()
+    first = code_cells(notebook)[0].source
+    assert "UAD_REPO" in first and address in first
+
+
+# --- the tool itself --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_tree(tmp_path):
+    """A package of one module and a chapter of two cells."""
+    (tmp_path / "uad_core").mkdir()
+    (tmp_path / "uad_core" / "a.py").write_text('"""Doc."""\n\nX = 1\n', "utf-8")
+    (tmp_path / "notebooks").mkdir()
+    script = tmp_path / "notebooks" / "x.py"
+    script.write_text("# %% [markdown]\n# A chapter.\n\n# %%\nimport os\n\nprint(6 * 7, os.environ.get('UAD_DATASET'))\n", "utf-8")
+    return tmp_path, script, script.with_suffix(".ipynb")
+
+
+def test_running_stores_outputs_and_a_change_of_code_makes_them_stale(small_tree, monkeypatch):
+    root, script, notebook = small_tree
+    monkeypatch.setenv("UAD_DATASET", "somebodys_own")
+    assert TOOL["stale"](script, notebook, root)
+    TOOL["execute"](script, notebook, root)
+    assert code_cells(notebook)[0].outputs[0].text == "42 None\n"
+    assert not TOOL["stale"](script, notebook, root)
+    assert TOOL["cells"](script) == TOOL["cells"](notebook)
+    assert [path.name for path in notebook.parent.iterdir() if path.suffix == ".part"] == []
+
+    module = root / "uad_core" / "a.py"
+    module.write_text('"""Another doc."""\n\n# a comment\nX = 1\n', "utf-8")
+    assert not TOOL["stale"](script, notebook, root)
+    module.write_text('"""Doc."""\n\nX = 2\n', "utf-8")
+    assert TOOL["stale"](script, notebook, root)
+
+
+def test_a_change_of_text_keeps_the_outputs(small_tree):
+    root, script, notebook = small_tree
+    TOOL["execute"](script, notebook, root)
+    script.write_text(script.read_text("utf-8").replace("A chapter.", "The chapter."), "utf-8")
+    assert not TOOL["stale"](script, notebook, root)
+    merged = TOOL["merged"](script, notebook)
+    assert merged.cells[0].source == "The chapter." and merged.cells[1].outputs[0].text == "42 None\n"
+
+
+def test_code_only_drops_what_cannot_change_a_result():
+    source = '"""M."""\nimport os  # kept\n\n\ndef f(x):\n    """D\n    more."""\n    # gone\n    return "# stays"\n'
+    assert TOOL["code_only"](source) == 'import os  # kept\ndef f(x):\n    return "# stays"'

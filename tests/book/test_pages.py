@@ -1,0 +1,68 @@
+"""The pages without code: what they compute is right, what they promise is there, and all of them are in the book."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "book").rglob("*.md"))
+CHAPTERS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+def entries(node):
+    """Every `root` and `file` of the table of contents."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from [value] if key in ("root", "file") else entries(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from entries(value)
+
+
+def test_the_table_of_contents_lists_every_page_and_chapter():
+    listed = list(entries(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))))
+    there = {path.relative_to(ROOT).with_suffix("").as_posix() for path in [*PAGES, *CHAPTERS]}
+    assert set(listed) == there
+    assert len(listed) == len(there)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_on_a_page_give_what_the_page_says(page):
+    blocks = re.findall(r"^```python\n(>>> .*?)^```", page.read_text("utf-8"), re.M | re.S)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0)
+    assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+
+
+def test_the_page_on_measures_holds_examples():
+    """Guard of the test above: a changed fence must not empty it."""
+    assert (ROOT / "book" / "metrics.md").read_text("utf-8").count("\n>>> ") > 10
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CHAPTERS, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_no_page_waves_its_hands(page):
+    found = re.findall(r"\b(obviously|clearly|trivially|it can be shown|it is easy to see)\b", page.read_text("utf-8"), re.I)
+    assert not found
+
+
+def test_every_module_has_its_place_on_a_page_of_the_package():
+    documented = set(re.findall(r"^.. auto(?:module|exception):: (uad_core[\w.]*)$", "\n".join(
+        page.read_text("utf-8") for page in PAGES), re.M))
+    documented = {name.removesuffix(".UserError") for name in documented}
+    package = ROOT / "uad_core"
+    modules = {f"uad_core.{path.stem}" for path in package.glob("[!_]*.py")}
+    modules |= {f"uad_core.{path.parent.name}" for path in package.glob("*/__init__.py")}
+    assert modules - {"uad_core.cli"} <= documented
+
+
+def test_keys_of_the_bibliography_are_used_once_and_exist():
+    text = (ROOT / "book" / "references.bib").read_text("utf-8")
+    keys = re.findall(r"^@\w+\{([\w-]+),", text, re.M)
+    assert len(keys) == len(set(keys))
+    sources = "\n".join(path.read_text("utf-8") for path in [*PAGES, *CHAPTERS])
+    cited = {key.strip() for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", sources) for key in group.split(",")}
+    assert cited <= set(keys)
