@@ -50,6 +50,19 @@ def test_the_name_ignores_the_order_of_the_settings():
     assert ledger.file_name(without) != ledger.file_name(without | {"config": {"epochs": 21}})
 
 
+def test_runs_of_other_settings_are_told_apart_whether_they_are_named_or_not(tmp_path):
+    without = {key: value for key, value in result().items() if key != "overrides"}
+    for run in (result(), result(overrides={"k": 5, "a": "x"}), without, without | {"config": {"epochs": 21}}):
+        ledger.add(run, tmp_path)
+    settings = ledger.read(tmp_path)["settings"]
+    assert settings.nunique() == 4 and {"", "a=x k=5"} < set(settings)
+
+
+def test_a_method_without_backbone(tmp_path):
+    assert "-none-" in ledger.add(result(backbone=None), tmp_path).name
+    assert ledger.read(tmp_path)["backbone"].tolist() == ["none"]
+
+
 def test_one_row_for_each_category_of_a_joint_run(tmp_path):
     parts = {"a": {"image_auroc": 0.5}, "b": {"image_auroc": 1.0, "aupro": None}}
     ledger.add(result(category="a,b", per_category=parts, joint=True), tmp_path)
@@ -113,6 +126,8 @@ def test_collect_takes_the_results_below_a_folder(tmp_path):
         run = tmp_path / "runs" / f"seed{seed}"
         run.mkdir(parents=True)
         (run / "result.json").write_text(json.dumps(result(seed=seed)))
+    (tmp_path / "runs" / "seed1" / "cable").mkdir()
+    (tmp_path / "runs" / "seed1" / "cable" / "result.json").write_text(json.dumps(result(seed=2)))  # a part of seed1
     ledger.collect(tmp_path / "runs", tmp_path / "ledger")
     assert sorted(ledger.read(tmp_path / "ledger")["seed"]) == [0, 1]
     with pytest.raises(UserError, match="--out"):

@@ -46,7 +46,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "category": str,
     "profile": str,
     "seed": int,
-    "backbone": str,
+    "backbone": (str, type(None)),
     "image_size": (int, list, tuple),
     "config": dict,
     "n_train": int,
@@ -73,8 +73,8 @@ def file_name(result: Mapping[str, Any]) -> str:
     SETTINGS is a hash of `overrides`, the settings that the user changed from their profile; a run that changed none
     has none. A result without `overrides` is told apart by the hash of its whole `config`.
     """
-    words = [result["method"], result["dataset"], result["category"], result["profile"], result["backbone"]]
-    name = "-".join([_word(w) for w in words] + [size_text(result["image_size"]), f"s{result['seed']}"])
+    words = [result[key] or "none" for key in ("method", "dataset", "category", "profile", "backbone")]
+    name = "-".join([_word(word) for word in words] + [size_text(result["image_size"]), f"s{result['seed']}"])
     settings = result.get("overrides", result["config"])
     return f"{name}-{_hash(settings)}.json" if settings else f"{name}.json"
 
@@ -108,13 +108,15 @@ def add(result: Mapping[str, Any], folder: Path | None = None) -> Path:
 def collect(runs: Path, folder: Path | None = None) -> list[Path]:
     """Add every `result.json` at or below `runs` (the `--out` of earlier runs) to the ledger.
 
+    A run of several categories is one entry: the results of its categories, which lie below its own, are in it.
+
     Raises:
         UserError: there is none, or one is damaged; the sound ones before it have been added.
     """
-    found = sorted(Path(runs).rglob("result.json"))
+    found = {path.parent: path for path in sorted(Path(runs).rglob("result.json"))}
     if not found:
         raise UserError(f"no result.json in {runs}: give the folder that `uad run` wrote with --out")
-    return [add(_load(path), folder) for path in found]
+    return [add(_load(path), folder) for place, path in found.items() if found.keys().isdisjoint(place.parents)]
 
 
 def read(folder: Path | None = None) -> pd.DataFrame:
@@ -142,9 +144,10 @@ def size_text(size: int | list[int]) -> str:
 def _rows(file: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One row for each category of a run."""
     parts = result.get("per_category") or {result["category"]: result["metrics"]}
-    overrides = result.get("overrides", {})
+    overrides = result.get("overrides", {"config": _hash(result["config"])})
     common = {name: result[name] for name in _PLAIN} | {
         "file": file,
+        "backbone": result["backbone"] or "none",
         "image_size": size_text(result["image_size"]),
         "settings": " ".join(f"{key}={overrides[key]}" for key in sorted(overrides)),
         "joint": bool(result.get("joint", False)),
@@ -173,7 +176,7 @@ def _validate(result: Any, where: str) -> None:
         raise UserError(f"{where} is not a result: it must be an object with fields such as method and metrics")
     for name, kind in _FIELDS.items():
         value = result.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if name not in result or not isinstance(value, kind) or isinstance(value, bool):
             found = "missing" if name not in result else f"{value!r:.40}"
             raise UserError(f"{where} is not the result of a run (field {name}: {found}): remove it or run it again")
     parts = result.get("per_category") or {}
