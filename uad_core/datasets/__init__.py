@@ -19,7 +19,7 @@ from uad_core.errors import UserError
 
 __all__ = [
     "ArraySource", "Category", "Counts", "DataWarning", "DatasetInfo", "ImageSet", "Source", "catalogue", "categories",
-    "data_root", "fetch", "load", "read_image", "read_mask", "textures", "verify",
+    "data_root", "fetch", "load", "protocol", "read_image", "read_mask", "textures", "verify",
 ]  # fmt: skip
 
 READERS: dict[str, Callable[..., Category]] = {
@@ -87,6 +87,13 @@ def categories(dataset: str, root: Path | None = None) -> list[str]:
     return names
 
 
+def protocol(dataset: str) -> str:
+    """Return "inspection" (defects on one product) or "one_class" (one class is normal) for a benchmark or a folder."""
+    if dataset in INFOS:
+        return _info(dataset).protocol
+    return "one_class" if one_class.is_tree(_folder(dataset)) else "inspection"
+
+
 def catalogue(root: Path | None = None) -> list[DatasetInfo]:
     """Return every benchmark, with the categories that are present under `root` (see `data_root`)."""
     return [replace(info, present=_present(info, root)) for info in map(_info, INFOS)]
@@ -143,9 +150,8 @@ def _load_folder(path: Path, category: str, size: tuple[int, int]) -> Category:
     if _is_single(path):
         return folder.load(path, name, _known(category, [name], f"category of {shown(path)}"), size)
     # A category folder that is damaged deserves to hear what is missing in it, not that it is unknown.
-    known = folder.categories(path)
     if category not in folder.subfolders(path):
-        category = _known(category, known, f"category of {shown(path)}")
+        category = _known(category, categories(str(path)), f"category of {shown(path)}")
     return folder.load(path / category, name, category, size)
 
 
@@ -157,7 +163,7 @@ def _folder(dataset: str) -> Path:
     """Return the folder that `dataset` names, or say which data sets there are."""
     path = Path(dataset).expanduser()
     try:
-        there = path.is_dir()
+        there = bool(dataset) and path.is_dir()
     except (OSError, ValueError):  # a name that no file system can hold
         there = False
     if not there:

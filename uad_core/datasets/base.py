@@ -224,7 +224,7 @@ class Category:
 
 def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (H, W) from one side or a pair, in pixels. Raises `UserError` outside 1..4096."""
-    pair = (image_size, image_size) if isinstance(image_size, int | np.integer) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(pair) != 2 or not all(isinstance(s, int | np.integer) and 1 <= s <= LARGEST_SIDE for s in pair):
         raise UserError(f"--image-size {image_size}: give a whole number from 1 to {LARGEST_SIDE}, such as 256")
     return int(pair[0]), int(pair[1])

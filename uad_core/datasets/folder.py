@@ -135,14 +135,23 @@ def _entries(folder: Path) -> list[Path]:
     return found
 
 
+def _kinds(folder: Path) -> list[str]:
+    """Return the sub-folders of train, test or ground_truth, one per kind of image."""
+    loose = [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    if loose:
+        raise UserError(f"{shown(loose[0])} lies directly in {folder.name}: move it into {folder.name}/good or /DEFECT")
+    return subfolders(folder)
+
+
 def _train_items(folder: Path) -> list[Item]:
     train = folder / "train"
     if not train.is_dir():
         raise UserError(f"{shown(folder)} has no folder train: put normal images into train/good")
-    others = [name for name in subfolders(train) if name not in GOOD]
+    found = _kinds(train)
+    others = [name for name in found if name not in GOOD]
     if others:
         raise UserError(f"{shown(train / others[0])}: all training images are normal: move this folder into test")
-    items = [Item(f"train/{good}/{name}") for good in subfolders(train) for name in image_files(train / good)]
+    items = [Item(f"train/{good}/{name}") for good in found for name in image_files(train / good)]
     if not items:
         raise UserError(f"{shown(train)}: no image in train/good: put normal PNG, JPEG, BMP or TIFF images there")
     return items
@@ -152,7 +161,7 @@ def _test_items(folder: Path) -> list[Item]:
     test = folder / "test"
     if not test.is_dir():
         raise UserError(f"{shown(folder)} has no folder test: put images to judge into test/good and test/DEFECT")
-    found = {defect: image_files(test / defect) for defect in subfolders(test)}
+    found = {defect: image_files(test / defect) for defect in _kinds(test)}
     if not any(found.values()):
         raise UserError(f"{shown(test)}: no image in test/good or test/DEFECT: put PNG, JPEG, BMP or TIFF images there")
     masks = _mask_files(folder / "ground_truth", found)
@@ -169,7 +178,7 @@ def _test_items(folder: Path) -> list[Item]:
 def _mask_files(truth: Path, found: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return the mask names of each defect of the test set."""
     masks: dict[str, list[str]] = {defect: [] for defect in found}
-    for defect in subfolders(truth) if truth.is_dir() else []:
+    for defect in _kinds(truth) if truth.is_dir() else []:
         if defect in GOOD:
             continue
         masks[defect] = image_files(truth / defect)
@@ -189,10 +198,9 @@ def _paired(folder: Path, defect: str, images: list[str], masks: list[str]) -> d
         fitting = by_stem.get(f"{stem}_mask", []) + by_stem.get(stem, [])
         here = folder / "test" / defect / image
         if not fitting:
-            raise UserError(
-                f"{shown(here)} has no mask: add ground_truth/{defect}/{Path(image).stem}_mask.png (black if nothing is "
-                "marked), or remove ground_truth to do without pixel metrics"
-            )
+            name = f"ground_truth/{defect}/{Path(image).stem}_mask.png"
+            remedy = f"add {shown(name)} (black if nothing is marked), or remove ground_truth to skip pixel metrics"
+            raise UserError(f"{shown(here)} has no mask: {remedy}")
         if len(fitting) > 1 or fitting[0] in used:
             listed = ", ".join(map(shown, fitting))
             raise UserError(f"{shown(here)}: images and masks ({listed}) do not pair up: keep one mask for each image")
