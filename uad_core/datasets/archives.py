@@ -164,8 +164,9 @@ def _unpack(archive: Path, inside: Path, limits: Limits, progress: bool) -> None
             "Do not use this archive: fetch it again from its publisher"
         ) from None
     except _DAMAGE + (OSError,) as error:
-        # Python's own readers raise OSError without a number for damage; one with a number comes from the machine.
-        if isinstance(error, OSError) and error.errno is not None:
+        # Python's readers of damaged files raise OSError without a number, or for seeking to nowhere; any other number
+        # comes from the machine.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(archive, str(error) or type(error).__name__) from error
     if not count:

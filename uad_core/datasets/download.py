@@ -115,8 +115,9 @@ def _bring(benchmark: Benchmark, piece: Tree | RawFile, root: Path, store: Path,
         path = target / piece.archive.file
         if path.exists():
             raise UserError(f"{path}: the file {_lacks(piece, root)}; delete it, then fetch it again")
+        archive = retrieve(piece.archive, store, hint, progress)
         target.mkdir(parents=True, exist_ok=True)
-        os.replace(retrieve(piece.archive, store, hint, progress), path)
+        os.replace(archive, path)
         return
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target}: {_lacks(piece, root)}; move the folder elsewhere or delete it, then fetch it again")
@@ -193,5 +194,5 @@ def _by_hand(benchmark: Benchmark, piece: Tree | RawFile, root: Path, store: Pat
         return f"download {piece.archive.file} from {benchmark.page} with a browser and put it into {store}"
     return (
         f"open {benchmark.page}, {benchmark.by_hand}, and put the archive (zip or tar, any name) into {store}, "
-        f"or the unpacked folder at {root / piece.folder}, so that {root / piece.folder / piece.marker} exists"
+        f"or what it holds into {root / benchmark.name}, so that {root / piece.folder / piece.marker} exists"
     )

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,17 +73,21 @@ def retrieve(archive: Archive, store: Path, by_hand: str, progress: bool = True)
         if stray.suffix != ".part":
             stray.unlink()
     reasons = []
-    for url in addresses(archive, store.name):
-        try:
-            path = _from(url, archive, part, progress)
-        except Unavailable as reason:
-            reasons.append(f"{url}: {reason}")
-            continue
-        os.replace(path, store / archive.file)
-        part.unlink(missing_ok=True)
+    try:
+        for url in addresses(archive, store.name):
+            try:
+                path = _from(url, archive, part, progress)
+            except Unavailable as reason:
+                reasons.append(f"{url}: {reason}")
+                continue
+            os.replace(path, store / archive.file)
+            part.unlink()
+            return store / archive.file  # verified: nothing else ever gets this name
+    finally:
+        if archive.digest is None:
+            part.unlink(missing_ok=True)
         with suppress(OSError):
-            incoming.rmdir()  # unless another archive has a part there
-        return store / archive.file
+            incoming.rmdir()  # it stays if a part is in it
     kept = f" {_length(part):,} bytes are kept and the next attempt goes on from there." if _length(part) else ""
     raise UserError(
         f"{archive.file} could not be downloaded ({'; '.join(reasons)}).{kept} Try again later, "
@@ -124,7 +129,7 @@ def _from(url: str, archive: Archive, part: Path, progress: bool) -> Path:
     for last in (False, True):
         resume = Resume(archive, part, progress)
         try:
-            with disk_room(part.parent, needed):
+            with disk_room(part.parent, needed), _quiet():
                 return Path(pooch.retrieve(url, archive.digest, archive.file, part.parent, downloader=resume))
         except ValueError:
             # Pooch raises it for a wrong hash, and has removed its own name of the file; the part is another.
@@ -133,6 +138,18 @@ def _from(url: str, archive: Archive, part: Path, progress: bool) -> Path:
             if last or not resume.patched:
                 break
     raise Unavailable(f"the file {reason}; it was deleted")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pooch from reporting what the progress bar shows, or advising about hashes."""
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Resume:
@@ -271,7 +288,7 @@ def _reason(error: Exception) -> str:
     known = {
         "getaddrinfo|[Nn]ame or service|[Nn]ame resolution|nodename nor": "its host name is unknown",
         "[Cc]onnection refused|actively refused": "the connection was refused",
-        "Connect.*timed out": f"no answer within {PATIENCE.connect:g} s",
+        "connect timeout=": f"no answer within {PATIENCE.connect:g} s",
         "[Rr]ead timed out": f"nothing came for {PATIENCE.read:g} s",
         "redirects": "it redirects without end",
         "certificate": "its certificate cannot be verified",
