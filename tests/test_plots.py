@@ -61,8 +61,8 @@ def test_masks_are_outlines_and_only_where_there_is_a_defect(samples):
     for row in ("mask", "anomaly"):
         assert [bool(ax.collections) for ax in row_of(figure, row)] == [False, True, False]
     outline = row_of(figure, "mask")[1].collections[-1]
-    closed = [poly for poly in outline.get_paths()[0].to_polygons(closed_only=False) if (poly[0] == poly[-1]).all()]
-    assert len(closed) == 2
+    rings = [ring for path in outline.get_paths() for ring in path.to_polygons(closed_only=False)]
+    assert [(ring[0] == ring[-1]).all() for ring in rings] == [True, True]
 
 
 def test_the_verdict_says_right_and_wrong_by_symbol_and_colour(samples):
@@ -128,7 +128,7 @@ def test_wrong_arguments_are_one_line(call):
 def test_overlay_shows_scale_score_and_mask(samples):
     image, values, mask = samples["images"][1], samples["maps"][1], samples["masks"][1]
     figure = plots.overlay(image, values, mask, vmin=0, vmax=2, score=4.0, threshold=2.0, title="photo.png")
-    assert figure.get_suptitle() == "photo.png — anomalous: score 4.00 > 2.00"
+    assert [text.get_text() for text in figure.texts] == ["photo.png — anomalous: score 4.00 > 2.00"]
     pictures = [ax for ax in figure.axes if ax.images]
     np.testing.assert_array_equal(pictures[1].images[0].get_array(), plots.blend(image, values, vmin=0, vmax=2))
     assert all(ax.collections for ax in pictures)
