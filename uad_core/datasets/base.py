@@ -17,8 +17,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from uad_core.errors import UserError
 
@@ -155,8 +155,10 @@ class ImageSet(torch.utils.data.Dataset):
         chosen = self._positions(index)
         out = torch.empty(len(chosen), 3, *self.image_size)  # (n, 3, H, W)
 
+        planes = out.numpy()
+
         def read(k: int) -> None:
-            out[k] = self[chosen[k]]
+            _resize_into(planes[k], self.source.image(self._rows[chosen[k]]))
 
         # Decoding releases the interpreter lock, so threads read side by side.
         with ThreadPoolExecutor(min(READ_THREADS, os.cpu_count() or 1)) as pool:
@@ -236,19 +238,25 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     Bilinear with antialiasing over the whole image (no crop, the aspect ratio is not kept),
     rounded to 8 bits as image files are; grey is repeated to three channels.
     """
-    image = torch.from_numpy(np.ascontiguousarray(pixels))
-    image = image.view(*image.shape[:2], -1).permute(2, 0, 1)[None]  # (1, c, h, w), channels last in memory
-    if tuple(image.shape[-2:]) != size:
-        image = F.interpolate(image, size=size, mode="bilinear", antialias=True)  # (1, c, H, W)
-    return image[0].expand(3, *size).float().div_(255).contiguous()
+    out = torch.empty(3, *size)
+    _resize_into(out.numpy(), pixels)
+    return out
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Return a bool mask (h, w) as bool (H, W), each pixel taken from the nearest one."""
-    pixels = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.uint8))[None, None]  # (1, 1, h, w)
-    if tuple(mask.shape) != size:
-        pixels = F.interpolate(pixels, size=size, mode="nearest-exact")  # (1, 1, H, W)
-    return pixels[0, 0].bool()
+    rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size, mask.shape, strict=True))
+    return torch.from_numpy(mask[np.ix_(rows, columns)])
+
+
+def _resize_into(out: np.ndarray, pixels: np.ndarray) -> None:
+    # Pillow rather than torch: the same numbers to the bit, in fixed point and so on every machine,
+    # and no second layer of threads below those that read the files.
+    height, width = out.shape[1:]
+    if pixels.shape[:2] != (height, width):
+        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # (1 or 3, H, W)
+    np.divide(planes, np.float32(255), out=out)
 
 
 def _array_bytes(array: np.ndarray) -> bytes:
