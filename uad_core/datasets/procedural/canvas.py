@@ -173,6 +173,25 @@ class Surface:
         full = lambda value: np.full(shape, value, dtype=np.float32)  # noqa: E731
         return cls(np.stack([full(c) for c in colour]), full(0.0), full(gloss), full(1.0), x, y, full(1.0), pixel)
 
+    def box(self, cx: float, cy: float, half_w: float, half_h: float) -> tuple[slice, slice]:
+        """Return the rows and columns that hold a box given in the surface's own coordinates."""
+        step = 8  # a look at every eighth pixel is enough, with as much margin
+        edge = (1.5 * step + 2.0) * self.pixel
+        x, y = self.x[::step, ::step], self.y[::step, ::step]
+        inside = (np.abs(x - cx) < half_w + edge) & (np.abs(y - cy) < half_h + edge)
+        spans = []
+        for axis in (1, 0):
+            hit = np.flatnonzero(inside.any(axis=axis))
+            # Off the picture one pixel is left, which every shape in the box leaves alone.
+            spans.append(slice(int(hit[0]) * step, (int(hit[-1]) + 1) * step) if hit.size else slice(0, 1))
+        return spans[0], spans[1]
+
+    def window(self, cx: float, cy: float, half_w: float, half_h: float) -> Surface:
+        """Return the part around a box, to draw small things quickly: painting it paints this surface."""
+        box = self.box(cx, cy, half_w, half_h)
+        return Surface(self.albedo[:, box[0], box[1]], self.height[box], self.gloss[box], self.light[box], self.x[box],
+                       self.y[box], self.body[box], self.pixel)  # fmt: skip
+
     def paint(self, where: Field, colour: Colour | Field, gloss: float | None = None) -> None:
         """Blend a colour (and a gloss) in, by ``where`` (H, W) in [0, 1]."""
         for c in range(3):

@@ -119,13 +119,12 @@ def _chip(surface: Surface, fault: Fault) -> Field:
     size = fault.size(0.03, 0.13)
     distance = blob(surface, fault, *_around(fault, _LIP + 0.03), size, 0.22)
     shape = cover(distance, surface.pixel * 1.5)
-    where = shape * fault.severity
     flash = _shells(surface, fault, distance, 0.4 * size + 0.015)
     tone = 0.05 + 0.42 * flash * flash
-    surface.paint(where, (tone, 0.66 * tone, 0.36 * tone), 0.35)
+    surface.paint(shape, (tone, 0.66 * tone, 0.36 * tone), 0.35)
     edge = noise(surface.x * 8.0, surface.y * 8.0, fault.dice.seed("edge"))
-    surface.paint(where * _ring(distance, -0.007, 0.010) * clip(0.5 + edge, 0.0, 1.0), (0.85, 0.78, 0.66))
-    surface.height += where * (0.02 + 0.12 * clip(distance, -0.06, 0.0) - surface.height)
+    surface.paint(shape * _ring(distance, -0.007, 0.010) * clip(0.5 + edge, 0.0, 1.0), (0.85, 0.78, 0.66))
+    surface.height += shape * (0.02 + 0.12 * clip(distance, -0.06, 0.0) - surface.height)
     return shape
 
 
@@ -136,12 +135,11 @@ def _broken(surface: Surface, fault: Fault) -> Field:
     r = np.sqrt(surface.x * surface.x + surface.y * surface.y)
     gap = np.maximum(edge, np.maximum(_FLOOR + 0.03 - r, r - _OUTER))
     shape = cover(gap, surface.pixel * 1.5)
-    where = shape * fault.severity
     shade = 0.28 + 0.13 * smooth(_MOUTH, _OUTER, r) - 0.16 * (1.0 - smooth(0.0, 0.14, -edge - 0.03))
-    surface.paint(where, (shade, shade * 1.01, shade * 1.02), 0.0)
-    surface.height -= where * surface.height
+    surface.paint(shape, (shade, shade * 1.01, shade * 1.02), 0.0)
+    surface.height -= shape * surface.height
     thick = 0.05 + 0.02 * noise(surface.x * 6.0, surface.y * 6.0, fault.dice.seed("thick"))
-    face = where * cover(-edge - thick, 0.012) * smooth(_FLOOR, _MOUTH, r)
+    face = shape * cover(-edge - thick, 0.012) * smooth(_FLOOR, _MOUTH, r)
     flash = _shells(surface, fault, edge, 0.06)
     tone = 0.03 + 0.55 * flash * flash
     surface.paint(face, (tone, 0.60 * tone, 0.26 * tone), 0.2)
@@ -160,10 +158,9 @@ def _cracked(surface: Surface, fault: Fault) -> Field:
     limit = np.maximum(_MOUTH - r, r - _OUTER)
     width = 0.012 * (1.1 - along * along)
     shape = cover(np.maximum(distance - width, limit), surface.pixel * 1.2)
-    where = shape * fault.severity
-    surface.paint(where, (0.02, 0.01, 0.006), 0.1)
+    surface.paint(shape, (0.02, 0.01, 0.006), 0.1)
     glint = 0.6 + 0.4 * noise(along * 7.0, along * 0.0, fault.dice.seed("glint"))
-    surface.paint(where * cover(distance - width * 0.45, surface.pixel) * glint, (0.92, 0.84, 0.70))
+    surface.paint(shape * cover(distance - width * 0.45, surface.pixel) * glint, (0.92, 0.84, 0.70))
     return shape
 
 
@@ -173,13 +170,13 @@ def _debris(surface: Surface, fault: Fault) -> Field:
     radius = fault.dice.uniform("radius", 0.0, 0.22) if fault.dice.chance("floor") else _LIP
     distance = blob(surface, fault, *_around(fault, radius), size, 0.45)
     shade = cover(blob(surface, fault, *_around(fault, radius), size * 1.25, 0.3), 0.04)
-    surface.shade(shade * fault.severity, 0.4)
+    surface.shade(shade, 0.4)
     shape = cover(distance, surface.pixel * 1.5)
     grain = fractal(surface.x * 22.0, surface.y * 22.0, fault.dice.seed("grain"), 3)
     tone = 1.0 + 0.35 * grain
-    surface.paint(shape * fault.severity, [c * tone for c in (0.30, 0.31, 0.27)], 0.1)
+    surface.paint(shape, [c * tone for c in (0.30, 0.31, 0.27)], 0.1)
     lump = np.sqrt(clip(distance * (-1.0 / size), 0.0, 1.0)) * size * 0.5
-    surface.height += shape * fault.severity * (lump + 0.008 * grain - surface.height)
+    surface.height += shape * (lump + 0.008 * grain - surface.height)
     return np.maximum(shape, shade)
 
 
@@ -192,7 +189,7 @@ def _residue(surface: Surface, fault: Fault) -> Field:
     shape = cover(distance, 0.02)
     film = 0.22 + 0.10 * fractal(surface.x * 12.0, surface.y * 12.0, fault.dice.seed("film"), 3)
     rim = _ring(distance, -0.02, 0.03)
-    surface.paint(shape * fault.severity * (film + 0.35 * rim), (0.72, 0.68, 0.60))
+    surface.paint(shape * (film + 0.35 * rim), (0.72, 0.68, 0.60))
     return shape
 
 

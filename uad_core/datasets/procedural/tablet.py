@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from uad_core.datasets.procedural.camera import Studio
@@ -15,7 +17,7 @@ STUDIO = Studio(azimuth=0.66, tilt=0.62, ambient=0.34, sheen=4, specks=0.03, fib
 
 _LONG, _SHORT = 0.66, 0.28
 _PRINT = (("UD", -0.33), ("350", 0.32))  # text and its place along the caplet
-_BREAK = 0.09  # width of the broken face
+_BREAK = 0.08  # width of the broken face
 _INK = (0.03, 0.055, 0.20)
 
 
@@ -54,7 +56,7 @@ def tablet(canvas: Canvas, dice: Dice, notch: Field | None = None, ink: Field | 
     _shadow(surface, canvas, dice, distance)
     rough = np.zeros_like(distance)
     if notch is not None:
-        rough = 1.0 - smooth(_BREAK * 0.6, _BREAK, notch)
+        rough = 1.0 - smooth(_BREAK * 0.75, _BREAK, notch)
         surface.light += (0.75 - surface.light) * cover(notch, 0.05) * cover(distance, 0.05) * 0.7
         distance = np.maximum(distance, -notch)
     body = cover(distance, surface.pixel * 1.2)
@@ -99,25 +101,19 @@ def _fracture(surface: Surface, dice: Dice, where: Field) -> None:
     surface.height += where * (0.025 * grit - 0.4 * surface.height)
 
 
-def _chip(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
+def _chip(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """A piece broken out of the rim."""
-    x, y = posed_tablet(canvas, dice)
-    probe = Surface.blank(x, y, canvas.pixel, (0, 0, 0))
+    probe = Surface.blank(*posed_tablet(canvas, dice), canvas.pixel, (0.0, 0.0, 0.0))
     size = fault.size(0.05, 0.30) * fault.severity
     cx = fault.dice.uniform("x", -_LONG, _LONG)
     inset = max(abs(cx) - (_LONG - _SHORT), 0.0)
-    cy = fault.dice.sign("side") * float(np.sqrt(_SHORT * _SHORT - inset * inset))
-    notch = blob(probe, fault, cx, cy, size, 0.25)
-    surface = tablet(canvas, dice, notch=notch)
-    whole = box_distance(x, y, 0.0, 0.0, _LONG, _SHORT, _SHORT)
-    return surface, np.minimum(cover(notch - _BREAK, 0.01), cover(whole, 0.01))
+    cy = fault.dice.sign("side") * math.sqrt(_SHORT * _SHORT - inset * inset)
+    return tablet(canvas, dice, notch=blob(probe, fault, cx, cy, size, 0.25)), None
 
 
-def _misprint(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
+def _misprint(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """A print that is sharp and well formed but wrong: shifted, swapped, or in part missing."""
-    x, y = posed_tablet(canvas, dice)
-    probe = Surface.blank(x, y, canvas.pixel, (0, 0, 0))
-    right = _ink(probe, _PRINT)
+    probe = Surface.blank(*posed_tablet(canvas, dice), canvas.pixel, (0.0, 0.0, 0.0))
     (left_text, left_at), (right_text, right_at) = _PRINT
     way = fault.dice.integer("way", 0, 2)
     if way == 0:
@@ -126,8 +122,8 @@ def _misprint(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]
         wrong = _ink(probe, ((right_text, left_at), (left_text, right_at)))
     else:
         wrong = _ink(probe, _PRINT[:1] if fault.dice.chance("first") else _PRINT[1:])
-    mixed = right + (wrong - right) * fault.severity
-    return tablet(canvas, dice, ink=mixed), smooth(0.0, 0.1, np.abs(wrong - right))
+    right = _ink(probe, _PRINT)
+    return tablet(canvas, dice, ink=right + (wrong - right) * fault.severity), None
 
 
 def _cast(surface: Surface, fault: Fault) -> Field:
@@ -136,12 +132,12 @@ def _cast(surface: Surface, fault: Fault) -> Field:
     distance = blob(surface, fault, *fault.spot(0.4, 0.1), fault.size(0.10, 0.45), 0.3)
     edge = box_distance(surface.x, surface.y, 0.0, 0.0, _LONG, _SHORT, _SHORT)
     factors = (0.98, 0.84, 0.55) if own.chance("yellow") else (0.98, 0.72, 0.72)
-    return patch(surface, fault, np.maximum(distance, edge + 0.01), 0.05, factors)
+    return patch(surface, fault, np.maximum(distance, edge + 0.01), 0.05, 1.0, factors)
 
 
 REBUILT = {"broken_edge": _chip, "misprint": _misprint}
 DEFECTS = {
-    "crack": lambda s, f: crack(s, f, (0.35, 0.08), (0.10, 0.08, 0.06), (0.06, 0.24), 0.012),
-    "stain": lambda s, f: stain(s, f, (0.45, 0.12), (0.28, 0.22, 0.16), (0.018, 0.10)),
+    "crack": lambda s, f: crack(s, f, f.spot(0.35, 0.08), (0.10, 0.08, 0.06), (0.06, 0.24), 0.012),
+    "stain": lambda s, f: stain(s, f, f.spot(0.45, 0.12), (0.28, 0.22, 0.16), (0.018, 0.10)),
     "colour_cast": _cast,
 }

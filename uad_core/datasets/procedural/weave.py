@@ -45,7 +45,7 @@ def weave(canvas: Canvas, dice: Dice) -> Surface:
     Every patch recurs many times, so a few stored patches span it; threads hide fine faults.
     """
     x, y = canvas.posed(dice.uniform("turn", -0.012, 0.012), dice.uniform("scale", 0.97, 1.03),
-                        dice.uniform("dx", -0.2, 0.2), dice.uniform("dy", -0.2, 0.2))
+                        dice.uniform("dx", -0.08, 0.08), dice.uniform("dy", -0.08, 0.08))
     x = x + 0.016 * noise(x * 1.3, y * 1.3, dice.seed("warp x"))
     y = y + 0.016 * noise(x * 1.3, y * 1.3, dice.seed("warp y"))
     surface = Surface.blank(x, y, canvas.pixel, (0.03, 0.028, 0.025))
@@ -64,57 +64,52 @@ def weave(canvas: Canvas, dice: Dice) -> Surface:
 
 
 def _torn(surface: Surface, fault: Fault) -> Field:
-    """A hole whose edge follows the threads, with ends hanging in."""
-    x, y = surface.x, surface.y
-    own = fault.dice
-    u, v = x * _THREADS, y * _THREADS
-    size = fault.size(0.06, 0.26)
+    """A hole into which the ends of the torn threads still reach, each to its own length."""
+    own, u, v = fault.dice, surface.x * _THREADS, surface.y * _THREADS
+    size = fault.size(0.06, 0.24)
     cx, cy = fault.spot(0.6, 0.6)
-    fray_u = _per_thread(np.floor(u), own.seed("fray u")) * 0.25
-    fray_v = _per_thread(np.floor(v), own.seed("fray v")) * 0.25
-    # Thread ends stick out by different lengths: along v for warp threads, along u for weft threads.
-    dx = (np.abs(x - cx) + fray_v * size * 0.8) / size
-    dy = (np.abs(y - cy) + fray_u * size * 0.8) / size
-    distance = (np.sqrt(np.maximum(dx, 0.0) * np.maximum(dx, 0.0) + np.maximum(dy, 0.0) * np.maximum(dy, 0.0)) - 1.0) * size
+    distance = blob(surface, fault, cx, cy, size, 0.12)
     shape = cover(distance, surface.pixel * 2.0)
-    where = shape * fault.severity
-    surface.paint(where, (0.012, 0.012, 0.014), 0.0)
-    surface.height += where * (-0.03 - surface.height)
-    surface.shade(cover(distance - 0.02, 0.05) * fault.severity, 0.25)
-    return np.maximum(shape, cover(distance - 0.02, 0.05))
+    open_ = shape
+    for across, away, name in ((u, np.abs(surface.y - cy), "warp"), (v, np.abs(surface.x - cx), "weft")):
+        cut = size * (0.62 + 0.36 * _per_thread(np.floor(across), own.seed(f"{name} cut")))
+        off_core = smooth(0.22, 0.36, np.abs(across - np.floor(across) - 0.5))
+        open_ = open_ * np.maximum(off_core, 1.0 - smooth(-0.01, 0.01, away - cut))
+    surface.shade(shape, 0.22)
+    surface.paint(open_, (0.012, 0.012, 0.014), 0.0)
+    surface.height += open_ * (-0.02 - surface.height)
+    return shape
 
 
 def _pulled(surface: Surface, fault: Fault) -> Field:
-    """A thread drawn out of the cloth: a loop on top, a slit where it was, a shadow."""
+    """A thread drawn out of the cloth: a loop on top, a slit loop it was, a shadow."""
     own = fault.dice
-    severity = fault.severity
     upright = own.sign("upright") > 0
-    cx, cy = fault.spot(0.55, 0.55)
+    cx, cy = fault.spot(0.45, 0.45)
     x, y = (surface.x, surface.y) if upright else (surface.y, surface.x)
     cx = (np.floor(cx * _THREADS) + 0.5) / _THREADS
     cx = float(cx)
-    half = fault.size(0.10, 0.5)
+    half = fault.size(0.10, 0.42)
     radius = 0.40 / _THREADS
     bow = own.sign("side") * own.uniform("bow", 0.6, 1.6) / _THREADS
     along = clip((y - cy) * (1.0 / half), -1.0, 1.0)
     arch = (1.0 - along * along) * (1.0 - along * along)
     slit = cover(np.abs(x - cx) - 0.40 / _THREADS * arch, surface.pixel * 2.0) * smooth(0.0, 0.1, arch)
-    surface.shade(slit * severity, 0.75)
-    surface.tint(slit * severity, (0.6, 0.6, 0.6))
+    surface.shade(slit, 0.75)
+    surface.tint(slit, (0.6, 0.6, 0.6))
     reach = np.maximum(np.abs(y - cy) - half, 0.0)
     off = np.abs(x - cx - bow * arch)
     distance = np.sqrt(off * off + reach * reach)
     off_below = np.abs(x - cx - (bow + 0.45 / _THREADS) * arch - 0.15 / _THREADS)
     shadow = cover(np.sqrt(off_below * off_below + reach * reach) - radius, radius) * smooth(0.0, 0.2, arch)
-    surface.shade(shadow * severity, 0.55)
+    surface.shade(shadow, 0.55)
     loop = cover(distance - radius, surface.pixel) * smooth(0.0, 0.06, arch)
     twist = cos_turns(off * (0.6 / radius) + y * _THREADS * 1.3)
     tone = 1.0 + 0.08 * twist
-    where = loop * severity
-    surface.paint(where, [c * tone for c in (0.60, 0.55, 0.45)], 0.04)
-    surface.light += (1.0 - surface.light) * where
+    surface.paint(loop, [c * tone for c in (0.60, 0.55, 0.45)], 0.04)
+    surface.light += (1.0 - surface.light) * loop
     lift = np.sqrt(np.maximum(radius * radius - distance * distance, 0.0)) * 0.8 + 0.02 + 0.002 * twist
-    surface.height += where * (lift - surface.height)
+    surface.height += loop * (lift - surface.height)
     return np.maximum(np.maximum(slit, shadow), loop)
 
 
@@ -124,19 +119,20 @@ def _mispick(surface: Surface, fault: Fault) -> Field:
     upright = own.sign("upright") > 0
     cx, cy = fault.spot(0.5, 0.5)
     x, y = (surface.x, surface.y) if upright else (surface.y, surface.x)
-    count = max(2.0, float(round(fault.size(2.0, 7.0))))
+    count = float(int(fault.size(2.0, 8.0)))
     left = float(np.floor(cx * _THREADS)) / _THREADS
-    half = fault.size(0.2, 0.7)
-    inside = np.maximum(np.maximum(left - x, x - left - count / _THREADS), np.abs(y - cy) - half)
-    ends = 0.06 * _per_thread(np.floor(x * _THREADS), own.seed("ends"))
-    inside = np.maximum(inside, np.abs(y - cy) - half + ends)
-    return patch(surface, fault, inside, surface.pixel * 2.0, (0.72, 0.86, 1.06))
+    half = fault.size(0.15, 0.5)
+    ends = 0.10 * _per_thread(np.floor(x * _THREADS), own.seed("ends"))
+    inside = np.maximum(np.maximum(left - x, x - left - count / _THREADS), np.abs(y - cy) - half + ends)
+    # The dyed threads show fully where they lie on top; where they dip, the crossing ones hide part of them.
+    on_top = 0.5 + 0.5 * cos_turns((y * _THREADS - 0.5) * 0.5 + np.floor(x * _THREADS) * 0.5) * (1.0 if upright else -1.0)
+    return patch(surface, fault, inside, surface.pixel * 2.5, 0.35 + 0.65 * on_top, (0.66, 0.82, 1.0))
 
 
 DEFECTS = {
     "thread_pull": _pulled,
     "hole": _torn,
-    "stain": lambda s, f: stain(s, f, factors=(0.50, 0.40, 0.28)),
-    "contamination": lambda s, f: curl(s, f, colour=(0.05, 0.10, 0.30), strands=3),
+    "stain": lambda s, f: stain(s, f, f.spot(0.6, 0.6), factors=(0.50, 0.40, 0.28)),
+    "contamination": lambda s, f: curl(s, f, f.spot(0.6, 0.6), (0.04, 0.08, 0.24), (0.08, 0.42), 0.012),
     "colour_cast": _mispick,
 }

@@ -1,0 +1,72 @@
+"""`uad book`: the chapters executed on a reader's own data, and the static book built from them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from uad_core import datasets
+from uad_core.errors import UserError
+
+__all__ = ["build"]
+
+PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "uad_core", "results", "README.md", "CITATION.cff")
+
+
+def build(dataset: str | None, root: Path | None, category: str | None, profile: str | None, out: Path) -> Path:
+    """Execute all notebooks and build the book; return the page to open.
+
+    The notebooks of the source tree are not touched: they are copied to OUT/source and executed there.
+
+    Raises UserError outside a source tree, without the book's tool chain, for unknown data, or when a notebook fails.
+    """
+    home = _source_tree()
+    if find_spec("jupyter_book") is None:
+        raise UserError("the book's tool chain is not installed: pip install -e '.[book]' in the source tree, or `make book`")
+    environment = dict(os.environ)
+    if dataset is not None:
+        chosen = category or datasets.categories(dataset, root)[0]
+        datasets.load(dataset, chosen, root=root)  # say now, not after minutes, that there is no such data
+        environment |= {"UAD_DATASET": str(dataset), "UAD_CATEGORY": chosen, "UAD_DATA": str(datasets.data_root(root).resolve())}
+    if profile is not None:
+        environment["UAD_PROFILE"] = profile
+    source = _copy(home, out / "source")
+    for notebook in tqdm(sorted((source / "notebooks").glob("*.ipynb")), desc="notebooks"):
+        command = ["nbconvert", "--to", "notebook", "--execute", "--inplace", "--ExecutePreprocessor.record_timing=False"]
+        _python(["-m", "jupyter", *command, str(notebook)], environment, f"{notebook.name} failed")
+    _python(["-m", "jupyter_book", "build", str(source)], environment, "the book could not be built")
+    return source / "_build" / "html" / "index.html"
+
+
+def _source_tree() -> Path:
+    """Find the source tree: where the package runs from, else the working folder."""
+    for folder in (Path(__file__).resolve().parents[1], Path.cwd()):
+        if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise UserError("`uad book` needs the book's source tree (the folder with _toc.yml and notebooks/): clone it and run from there")
+
+
+def _copy(home: Path, source: Path) -> Path:
+    if source.exists():
+        shutil.rmtree(source)
+    source.mkdir(parents=True)
+    for name in PARTS:
+        path = home / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.is_file():
+            shutil.copy2(path, source / name)
+    return source
+
+
+def _python(arguments: list[str], environment: dict[str, str], failure: str) -> None:
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "no message")
+        raise UserError(f"{failure}: {last}")

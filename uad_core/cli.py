@@ -1,0 +1,181 @@
+"""The command line `uad`: list, data, run, predict, table, book.
+
+Wrong use and bad input end in one line that says what, where and how to mend it, with exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uad_core.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Unsupervised anomaly detection: fit on normal images, map what is not.",
+)  # fmt: skip
+
+PROFILES = "smoke (seconds), cpu (minutes), colab (a free GPU), paper (a large one)"
+Root = Annotated[Path | None, typer.Option(help="Folder of all data; else $UAD_DATA, else the user's cache folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+
+
+@app.command("list")
+def list_(root: Root = None) -> None:
+    """Show methods, profiles, backbones and data sets: what is here and what must be downloaded."""
+    from uad_core.listing import listing
+
+    typer.echo(listing(root))
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="A data set of `uad list`.")],
+    category: Annotated[str | None, typer.Option(help="One category only, where the set can be had in parts.")] = None,
+    root: Root = None,
+    out: Annotated[Path | None, typer.Option(help="For `procedural`: the folder to draw into.")] = None,
+    image_size: Annotated[int, typer.Option(help="For `procedural`: pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="For `procedural`: what is drawn.")] = 0,
+) -> None:
+    """Download a data set (or say how to get it), check it and unpack it."""
+    from uad_core import datasets
+
+    if name == "procedural" and out is not None:
+        from uad_core.datasets import procedural
+
+        procedural.write(out, image_size=image_size, seed=seed, categories=[category] if category else None)
+        typer.echo(f"{out}: drawn")
+        return
+    if out is not None:
+        raise UserError(f"--out goes with `uad data procedural` only; {name} is placed under --root")
+    if name == "procedural":
+        typer.echo("procedural is drawn when it is used: nothing to download; --out DIR writes it as files")
+        return
+    typer.echo(f"{datasets.fetch(name, category, root)}: complete")
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(help="hfr, or a baseline: see `uad list`.")],
+    out: Annotated[Path, typer.Option(help="Folder for result.json, maps.npz and model/.")],
+    dataset: Annotated[str, typer.Option(help="A name of `uad list`, or a folder in MVTec layout.")] = "procedural",
+    category: Annotated[str, typer.Option(help="One, several as a,b,c, or all. One-class sets: the normal class.")] = "all",
+    root: Root = None,
+    profile: Annotated[str, typer.Option(help=PROFILES)] = "cpu",
+    backbone: Annotated[str | None, typer.Option(help="Any timm network; else the profile's.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=32, max=4096, help="Pixels; else the profile's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of everything random.")] = 0,
+    device: Device = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the configuration.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fit on normal images, evaluate on the test images, and keep result, maps and model."""
+    from uad_core.experiment import Experiment
+    from uad_core.experiment import run as run_experiment
+
+    experiment = Experiment(
+        method, dataset, category, root, profile, backbone, image_size, seed, device, _settings(set_ or [])
+    )
+    result = run_experiment(experiment, out)
+    typer.echo(json.dumps(result, indent=2) if json_ else _summary(result, out))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="A new folder for overlays, maps and scores.")],
+    device: Device = "auto",
+) -> None:
+    """Map the anomalies of your own images: one overlay per image, scores.csv and maps.npz."""
+    from uad_core.prediction import predict_files
+
+    for row in predict_files(model, images, out, device):
+        typer.echo(f"{row.verdict:9s} {row.score:10.4f}  {row.image}")
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, cost.")],
+    format_: Annotated[str, typer.Option("--format", help="text, md, latex, html or csv")] = "text",
+    ledger: Annotated[Path | None, typer.Option(help="Folder of results; else the book's own.")] = None,
+    add: Annotated[Path | None, typer.Option(help="First add the runs below this folder to the ledger.")] = None,
+) -> None:
+    """Print a table computed from the ledger, beside the paper's figures."""
+    from uad_core import ledger as ledger_
+    from uad_core import tables
+
+    if add is not None:
+        ledger_.collect(add, ledger)
+    typer.echo(tables.table(name, ledger, format_))
+
+
+@app.command()
+def book(
+    dataset: Annotated[str | None, typer.Option(help="Data that the chapters run on; else the built-in images.")] = None,
+    root: Root = None,
+    category: Annotated[str | None, typer.Option(help="The category that the chapters show.")] = None,
+    profile: Annotated[str | None, typer.Option(help=PROFILES)] = None,
+    out: Annotated[Path, typer.Option(help="Where the book goes.")] = Path("_build/custom"),
+) -> None:
+    """Run the notebooks on that data and build the static book from them (in a source tree of the book)."""
+    from uad_core.bookbuild import build
+
+    typer.echo(f"{build(dataset, root, category, profile, out)}: open it in a browser")
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair!r} is not of the form key=value, such as --set epochs=40")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def _summary(result: dict[str, Any], out: Path) -> str:
+    """Return the metrics of a run as a small table, in percent."""
+    rows = {**result.get("per_category", {}), ("mean" if "per_category" in result else result["category"]): result["metrics"]}
+    names = list(result["metrics"])
+    width = max(len(row) for row in rows) + 2
+    lines = [" " * width + "".join(f"{name:>14s}" for name in names)]
+    for row, metrics in rows.items():
+        cells = ("-" if metrics[name] is None else f"{100 * metrics[name]:.2f}" for name in names)
+        lines.append(f"{row:{width}s}" + "".join(f"{cell:>14s}" for cell in cells))
+    cost = result["cost"]
+    lines.append(f"fit {cost['fit_s']:.0f} s, prediction {cost['predict_ms_per_image']:.0f} ms per image; kept in {out}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line; the console script `uad`."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except UserError as error:
+        _stop(str(error))
+    except typer.Abort:
+        _stop("interrupted", 130)
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on from the last checkpoint", 130)
+    except OSError as error:
+        _stop(f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its permissions and the free space")
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _stop(f"{error.format_message()} (see `uad --help`)")
+
+
+def _stop(message: str, status: int = 2) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,283 @@
+"""One run: data, method and seed in, the row of a table out.
+
+A run leaves a folder that anyone can check: `result.json` (what was run, on what, with which metrics and at which
+cost), `maps.npz` (every anomaly map and mask, enough to recompute every metric) and `model/`. A run that was killed goes
+on from its checkpoint, a finished one is never computed twice nor overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from uad_core import datasets, methods, metrics
+from uad_core.cost import Stopwatch, environment, measure_cost, sources_digest
+from uad_core.datasets import Category, ImageSet
+from uad_core.errors import UserError
+from uad_core.features import Features, extract
+from uad_core.methods.base import Detector, FeatureDetector
+
+__all__ = ["Experiment", "run", "select_categories"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What determines a run; see `uad run --help` for the meaning of each field."""
+
+    method: str
+    dataset: str
+    category: str
+    root: Path | None = None
+    profile: str = "cpu"
+    backbone: str | None = None
+    image_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def detector(self, protocol: str) -> Detector:
+        """Build the unfitted detector of this run."""
+        return methods.create(
+            self.method, profile=self.profile, backbone=self.backbone, image_size=self.image_size, seed=self.seed,
+            device=self.device, protocol=protocol, **self.settings,
+        )  # fmt: skip
+
+    def data(self, category: str, image_size: tuple[int, int]) -> Category:
+        """Load one category at the detector's size; refuse what cannot be fitted or judged."""
+        loaded = datasets.load(self.dataset, category, root=self.root, image_size=image_size, seed=self.seed)
+        labels = loaded.test.labels
+        if len(labels) == 0 or labels.all() or not labels.any():
+            has = "no images" if len(labels) == 0 else "only defective images" if labels.all() else "no defective images"
+            raise UserError(f"{self.dataset}/{category}: test has {has}; metrics need both normal and defective ones there")
+        return loaded
+
+
+def run(experiment: Experiment, out: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Fit and evaluate one category, or several one after another, into the folder `out`; return the result.
+
+    Raises UserError for bad input, and for a folder that holds another run or cannot be written.
+    """
+    names = select_categories(experiment)
+    out = Path(out)
+    _claim(out)
+    with _disk_errors(out):
+        if len(names) == 1:
+            return _run_one(dataclasses.replace(experiment, category=names[0]), out, None, progress)
+        return _run_each(experiment, names, out, progress)
+
+
+def select_categories(experiment: Experiment) -> list[str]:
+    """Return the categories that "a,b,c" or "all" stands for."""
+    known = datasets.categories(experiment.dataset, experiment.root)
+    if experiment.category == "all":
+        return known
+    names = [name.strip() for name in experiment.category.split(",") if name.strip()]
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"--category {experiment.category!r} names no category or one twice: write for instance {','.join(known[:2])}")
+    return names
+
+
+def _run_one(experiment: Experiment, out: Path, cache: Path | None, progress: bool) -> dict[str, Any]:
+    """Fit and evaluate one category; `cache` keeps test features that several categories share."""
+    protocol = datasets.protocol(experiment.dataset)
+    detector = experiment.detector(protocol)
+    data = experiment.data(experiment.category, detector.image_size)
+    frame = _frame(experiment, detector, data)
+    finished = _finished(out, frame)
+    if finished is not None:
+        return finished
+    _require_space(out, len(data.test), detector)
+    _decode_all(data.test)
+    with Stopwatch(detector.device) as fit_time:
+        detector.fit(data.train, checkpoint=out / "checkpoint.pt", progress=progress)
+    images = _cached(detector, data.test, cache, progress)
+    maps, scores = detector.predict(images, progress=progress)
+    masks = data.test.masks() if data.test.has_masks else None
+    result = {**frame, "metrics": metrics.evaluate(scores, data.test.labels, maps if masks is not None else None, masks)}
+    model = methods.save(detector, out / "model")
+    result["cost"] = {"fit_s": fit_time.seconds, **measure_cost(detector, data.test, model)}
+    result["environment"] = environment(detector.device)
+    _write_maps(out / "maps.npz", maps, masks, scores, data.test)
+    _write_json(out / "result.json", result)
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    return result
+
+
+def _run_each(experiment: Experiment, names: list[str], out: Path, progress: bool) -> dict[str, Any]:
+    """One model per category, each in a folder of its own; finished ones are taken as they are."""
+    results = {}
+    cache = out / "features" if datasets.protocol(experiment.dataset) == "one_class" else None
+    for name in names:
+        one = dataclasses.replace(experiment, category=name)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        results[name] = _run_one(one, out / name, cache, progress)
+    combined = _combine(experiment, results)
+    _join_maps(out, names)
+    _write_json(out / "result.json", combined)
+    if cache:
+        shutil.rmtree(cache, ignore_errors=True)
+    return combined
+
+
+def _decode_all(images: ImageSet) -> None:
+    """Read every test image once, so that a damaged one is found before the fit and not after it."""
+    for start in range(0, len(images), 64):
+        images.images(range(start, min(start + 64, len(images))))
+
+
+def _cached(detector: Detector, images: ImageSet, cache: Path | None, progress: bool) -> ImageSet | Features:
+    if cache is None or not isinstance(detector, FeatureDetector):
+        return images
+    return extract(detector.backbone, images, device=detector.device, cache=cache, progress=progress)
+
+
+def _frame(experiment: Experiment, detector: Detector, data: Category) -> dict[str, Any]:
+    """Everything that determines the metrics: the part of the result that is known before the run."""
+    backbone = getattr(detector, "backbone", None)
+    digest = hashlib.sha256((data.train.sha256 + data.test.sha256).encode()).hexdigest()
+    return {
+        "method": experiment.method,
+        "dataset": data.dataset,
+        "category": data.category,
+        "profile": experiment.profile,
+        "seed": experiment.seed,
+        "backbone": backbone.name if backbone else "none",
+        "image_size": detector.image_size[0] if len(set(detector.image_size)) == 1 else list(detector.image_size),
+        "overrides": experiment.settings,
+        "config": _jsonable(dataclasses.asdict(detector.config)),
+        "protocol": data.protocol,
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "fingerprint": {
+            "data_sha256": digest,
+            "weights_sha256": backbone.weights_sha256 if backbone else None,
+            "code_version": sources_digest(),
+        },
+    }
+
+
+def _combine(experiment: Experiment, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Join the results of several categories: their metrics, the mean, and the summed cost."""
+    parts = list(results.values())
+    per_category = {name: part["metrics"] for name, part in results.items()}
+    costs = [part["cost"] for part in parts]
+    # Times of fitting add up; what describes one model or one image is averaged, memory is the largest.
+    cost = {key: _mean([c[key] for c in costs]) for key in costs[0]}
+    cost["fit_s"] = sum(c["fit_s"] for c in costs)
+    cost["peak_rss_mb"] = max(c["peak_rss_mb"] for c in costs)
+    digests = "".join(part["fingerprint"]["data_sha256"] for part in parts)
+    return {
+        **parts[0],
+        "category": experiment.category,
+        "n_train": sum(part["n_train"] for part in parts),
+        "n_test": sum(part["n_test"] for part in parts),
+        "metrics": {key: _mean([m[key] for m in per_category.values()]) for key in parts[0]["metrics"]},
+        "per_category": per_category,
+        "cost": cost,
+        "fingerprint": {**parts[0]["fingerprint"], "data_sha256": hashlib.sha256(digests.encode()).hexdigest()},
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _finished(out: Path, frame: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result that `out` already holds for this very run; refuse a folder that holds another one."""
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError):
+        result = {}
+    differing = [key for key, value in _jsonable(frame).items() if result.get(key) != value]
+    if differing:
+        raise UserError(f"{out} holds another run (its {differing[0]} differs): choose another --out, or remove that folder")
+    return result
+
+
+def _claim(out: Path) -> None:
+    """Make the folder and see that it can be written, before anything is computed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+
+
+def _require_space(out: Path, n_test: int, detector: Detector) -> None:
+    """Refuse a run whose results would not fit on the disk."""
+    height, width = detector.map_size
+    weights = sum(p.numel() * p.element_size() for p in detector.own_tensors().values())
+    # Maps (float32) and masks (bool), uncompressed; the model; a checkpoint with Adam's two moments, twice while it is replaced.
+    needed = n_test * height * width * 5 + weights * 7 + 2**20
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise UserError(f"{out} has {free >> 20} MB free but the run needs {needed >> 20} MB: free space or choose another --out")
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full or failing disk into one line; what was finished stays, and the same command goes on from there."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename and not str(error.filename).startswith(str(out)):
+            raise
+        raise UserError(f"cannot write to {out} ({error.strerror or error}): free space there and repeat the command") from None
+
+
+def _write_maps(path: Path, maps: np.ndarray, masks: np.ndarray | None, scores: np.ndarray, images: ImageSet) -> None:
+    arrays = {"anomaly_map": maps, "label": images.labels, "score": scores, "path": np.array(images.paths)}
+    if masks is not None:
+        arrays["mask"] = masks
+    _write_npz(path, arrays)
+
+
+def _join_maps(out: Path, names: list[str]) -> None:
+    """Concatenate the categories' maps where they share a size, and say whose each row is."""
+    parts = {name: np.load(out / name / "maps.npz") for name in names}
+    keys = set.intersection(*(set(part.files) for part in parts.values()))
+    arrays = {key: np.concatenate([part[key] for part in parts.values()]) for key in sorted(keys)}
+    arrays["category"] = np.repeat(list(parts), [len(part["score"]) for part in parts.values()])
+    _write_npz(out / "maps.npz", arrays)
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with _replacing(path) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with _replacing(path) as part:
+        part.write_text(json.dumps(_jsonable(value), indent=2) + "\n")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Write beside `path` and rename, so that no half-written file ever bears the name."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value))

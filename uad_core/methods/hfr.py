@@ -1,0 +1,217 @@
+"""HFR: a hierarchically feature-reconstructing autoencoder.
+
+Chen, Chen, Mao, Jiang: A Hierarchically Feature Reconstructed Autoencoder for Unsupervised Anomaly Detection,
+arXiv 2405.09148 (2024).
+
+A frozen encoder turns the image into a pyramid of features f_1 ... f_K. A decoder receives the deepest level only,
+squeezed through a bottleneck, and has to give back all levels. It learns this on normal images, so where an image
+is not normal it fails, and the residual maps phi_1 ... phi_K show where.
+
+The idea and the three residual maps are the paper's. Layers, residual, weights and schedule are not in what we
+could read of it: they are our reconstruction, and each is a field of `HFRConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uad_core import scoring
+from uad_core.backbones import Backbone
+from uad_core.features import Features
+from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
+from uad_core.training import train
+
+__all__ = ["HFR", "Bottleneck", "Decoder", "HFRConfig"]
+
+MODES = {"mse": (1.0, 0.0), "cos": (0.0, 1.0), "mse+cos": (0.1, 1.0)}
+
+
+@dataclass(frozen=True)
+class HFRConfig(TrainedConfig):
+    """Settings of HFR; widths run from the code to the finest level."""
+
+    strides: tuple[int, ...] = fact((4, 8, 16), "three levels: the first three stages of a ResNet")
+    widths: tuple[int, ...] = reconstruction((128, 96, 64, 32), "channels of the code and of the decoder's K stages")
+    blocks: int = reconstruction(1, "residual blocks per decoder stage")
+    bottleneck: str = reconstruction("stride2", "'stride2', '1x1' or 'none': how the decoder's input is squeezed")
+    standardise: bool = reconstruction(True, "bring every channel to mean 0 and deviation 1 over the training images")
+    floor: float = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
+    mode: str = reconstruction("mse+cos", "'mse', 'cos' or 'mse+cos': distance, direction or both in the residual")
+    fusion: str = reconstruction("sum", "'sum' or 'product' of the residual maps")
+    betas: tuple[float, float] = reconstruction((0.9, 0.999), "Adam's averaging constants")
+
+    CHOICES: ClassVar[dict[str, tuple]] = {
+        **TrainedConfig.CHOICES,
+        "bottleneck": ("stride2", "1x1", "none"),
+        "mode": tuple(MODES),
+        "fusion": ("sum", "product"),
+    }
+
+
+class Bottleneck(nn.Module):
+    """Squeeze the deepest feature map into the code.
+
+    "stride2" (C, h, w) -> (width, h/2, w/2); "1x1" (C, h, w) -> (width, h, w); "none" passes it on whole, which
+    leaves the decoder free to copy its deepest level.
+    Source: HFR chapter, equation (hfr-code) [reconstruction].
+    """
+
+    def __init__(self, kind: str, channels: int, width: int):
+        super().__init__()
+        self.scale = 2 if kind == "stride2" else 1
+        self.channels = channels if kind == "none" else width
+        layers = {
+            "stride2": [*_conv(channels, width, 3, stride=2), nn.ReLU(), *_conv(width, width, 3), nn.ReLU()],
+            "1x1": [*_conv(channels, width, 1), nn.ReLU()],
+            "none": [],
+        }
+        self.layers = nn.Sequential(*layers[kind])
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.layers(f)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around which the input is carried: (N, C, h, w) -> (N, C, h, w)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(*_conv(width, width, 3), nn.ReLU(), *_conv(width, width, 3))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.relu(z + self.body(z))
+
+
+class Decoder(nn.Module):
+    """Rebuild the whole pyramid from the code, coarse to fine.
+
+    channels: C_1 ... C_K of the encoder. widths: of the code and of the stages K ... 1. No connection leads from
+    the encoder to the decoder but the code.
+    Source: HFR chapter, equation (hfr-decoder) [reconstruction].
+    """
+
+    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], blocks: int, code: Bottleneck):
+        super().__init__()
+        inputs, scales = (code.channels, *widths[1:-1]), (code.scale, *[2] * (len(channels) - 1))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(before, width, scale, stride=scale),
+                *(ResidualBlock(width) for _ in range(blocks)),
+            )
+            for before, width, scale in zip(inputs, widths[1:], scales)
+        )
+        self.heads = nn.ModuleList(nn.Conv2d(width, c, 1) for width, c in zip(widths[1:], reversed(channels)))
+
+    def forward(self, code: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """code (N, width, h, w), sizes of the K levels, finest first -> K maps (N, C_k, h_k, w_k), finest first."""
+        reconstructed, z = [], code
+        for stage, head, size in zip(self.stages, self.heads, reversed(sizes)):
+            z = _crop(stage(z), size)  # (N, width_k, h_k, w_k)
+            reconstructed.append(head(z))  # (N, C_k, h_k, w_k)
+        return reconstructed[::-1]
+
+
+class HFR(FeatureDetector):
+    """Hierarchical feature reconstruction."""
+
+    name = "hfr"
+    config_class = HFRConfig
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": dict(epochs=3, widths=(64, 48, 32, 16)),
+        "cpu": dict(),
+        "colab": dict(backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=60, batch_size=16, lr=1e-3),
+        "paper": dict(
+            backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=200, batch_size=16, lr=5e-3,
+            betas=(0.5, 0.999), decay="constant", standardise=False,
+        ),
+    }  # fmt: skip
+    # Small images with one normal class have no regions to localise: the whole map speaks, unsmoothed.
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, sigma=0.0, score="mean", map_stride=4)
+
+    def __init__(self, config: HFRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
+        super().__init__(config, backbone, image_size, seed)
+        channels = backbone.channels
+        self.bottleneck = Bottleneck(config.bottleneck, channels[-1], config.widths[0])
+        self.decoder = Decoder(channels, config.widths, config.blocks, self.bottleneck)
+        for k, c in enumerate(channels):
+            self.register_buffer(f"mean_{k}", torch.zeros(1, c, 1, 1))
+            self.register_buffer(f"std_{k}", torch.ones(1, c, 1, 1))
+        self.to(memory_format=torch.channels_last)
+
+    def standardise(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Bring the channels of all levels to one scale: equation (hfr-standardise) [reconstruction]."""
+        buffers = self.get_buffer
+        return [(f - buffers(f"mean_{k}")) / buffers(f"std_{k}") for k, f in enumerate(pyramid)]
+
+    def reconstruct(self, f: list[Tensor]) -> list[Tensor]:
+        """Return the decoder's pyramid for a standardised pyramid, of which it sees the deepest level only."""
+        code = self.bottleneck(f[-1])  # (N, width, h, w)
+        return self.decoder(code, [tuple(level.shape[-2:]) for level in f])
+
+    def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
+        """Return phi_1 ... phi_K, finest first: equation (hfr-residual) [form is a reconstruction].
+
+        pyramid: [(N, C_k, h_k, w_k)] -> {"phi_k": (N, h_k, w_k)}.
+        """
+        f = self.standardise(pyramid)
+        lambda_d, lambda_c = MODES[self.config.mode]
+        pairs = zip(f, self.reconstruct(f))
+        return {f"phi_{k}": scoring.feature_distance(a, b, lambda_d, lambda_c) for k, (a, b) in enumerate(pairs, 1)}
+
+    def loss(self, pyramid: list[Tensor]) -> Tensor:
+        """Sum over levels of the mean residual: equation (hfr-loss); that loss and map are one is the paper's."""
+        return torch.stack([phi.mean() for phi in self.feature_residuals(pyramid).values()]).sum()
+
+    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+        if self.config.standardise:
+            self._measure_channels(features)
+        trained = nn.ModuleList([self.bottleneck, self.decoder])
+        options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress)
+        self.history = train(trained, features, self.loss, self.config.schedule(), key=self.run_key(features), **options)
+
+    def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
+        """Combine the residual maps: equation (hfr-map) [reconstruction]."""
+        return scoring.fuse(list(residuals.values()), self.map_size, self.config.sigma, self.config.fusion)
+
+    def _measure_channels(self, features: Features) -> None:
+        """Mean and deviation of each channel over all normal images and positions.
+
+        A channel that hardly varies on normal images must not be blown up by its own rounding noise: its deviation
+        is raised to a fraction of the level's median one.
+        """
+        for k, level in enumerate(features.levels):
+            std, mean = _channel_moments(level)
+            floor = self.config.floor * std.median()
+            self.get_buffer(f"mean_{k}").copy_(mean.view(1, -1, 1, 1))
+            self.get_buffer(f"std_{k}").copy_(std.clamp_min(max(floor.item(), 1e-6)).view(1, -1, 1, 1))
+
+
+def _channel_moments(level: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
+    """Deviation and mean (C,) of maps (N, C, h, w), in chunks and in double precision: half would overflow."""
+    total = torch.zeros(level.shape[1], dtype=torch.float64)
+    square = torch.zeros_like(total)
+    for part in level.split(chunk):
+        part = part.double()
+        total += part.sum((0, 2, 3))
+        square += part.square().sum((0, 2, 3))
+    n = level.numel() / level.shape[1]
+    mean = total / n
+    return (square / n - mean.square()).clamp_min(0).sqrt(), mean
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+def _crop(z: Tensor, size: tuple[int, int]) -> Tensor:
+    # Odd feature maps: halving rounds up, so doubling gives one row too many.
+    return z[..., : size[0], : size[1]]

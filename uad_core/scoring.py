@@ -1,0 +1,83 @@
+"""From two feature maps to one number: distances, anomaly maps, image scores.
+
+All methods end alike. A *residual map* says, feature by feature, how badly the normal model explains
+the image; the maps of all levels are brought to image size, fused and smoothed into the *anomaly map*;
+its largest value is the *image score*. Nothing here is squashed into [0, 1] or scaled per image, since
+both would make two images incomparable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["feature_distance", "fuse", "gaussian_blur", "image_score", "normal_threshold", "upsample"]
+
+
+def feature_distance(f: Tensor, g: Tensor, lambda_d: float = 0.1, lambda_c: float = 1.0) -> Tensor:
+    """Compare two feature maps location by location, in distance and in direction.
+
+    f, g: (N, C, h, w). Returns (N, h, w), at least 0 up to rounding; 0 where the two agree.
+    lambda_d weighs the mean squared difference, lambda_c one minus the cosine.
+
+    Source: HFR chapter, equation (hfr-residual) [reconstruction; RLR's loss has this form with both weights 1].
+    """
+    residual = f.new_zeros(())
+    if lambda_d:
+        residual = residual + lambda_d * (f - g).square().mean(1)  # (N, h, w)
+    if lambda_c:
+        residual = residual + lambda_c * (1 - F.cosine_similarity(f, g, dim=1))  # (N, h, w)
+    return residual
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (N, h, w) to (N, H, W), bilinearly."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
+    """Smooth maps (N, H, W) with a Gaussian of standard deviation `sigma`, in pixels; 0 leaves them alone.
+
+    The kernel reaches 4 sigma to both sides and the border is reflected, so a constant map stays constant.
+    Two passes of a one-dimensional kernel: a two-dimensional Gaussian is the product of two.
+    """
+    if sigma <= 0:
+        return maps
+    radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    blurred = F.pad(maps[:, None], (radius, radius, 0, 0), mode="reflect")
+    blurred = F.conv2d(blurred, kernel)
+    blurred = F.pad(blurred, (0, 0, radius, radius), mode="reflect")
+    return F.conv2d(blurred, kernel.transpose(2, 3))[:, 0]
+
+
+def fuse(residuals: Sequence[Tensor], size: tuple[int, int], sigma: float = 4.0, how: str = "sum") -> Tensor:
+    """Combine the residual maps of all levels into the anomaly map (N, H, W).
+
+    residuals: one (N, h_k, w_k) per level. how: "sum" or "product" of the upsampled maps.
+    sigma: smoothing, in pixels of the anomaly map.
+
+    Source: HFR chapter, equation (hfr-map) [reconstruction].
+    """
+    maps = torch.stack([upsample(r, size) for r in residuals])  # (K, N, H, W)
+    return gaussian_blur(maps.sum(0) if how == "sum" else maps.prod(0), sigma)
+
+
+def image_score(maps: Tensor, how: str = "max") -> Tensor:
+    """Reduce anomaly maps (N, H, W) to image scores (N,): their "max" or their "mean"."""
+    flat = maps.flatten(1)  # (N, H·W)
+    return flat.amax(1) if how == "max" else flat.mean(1)
+
+
+def normal_threshold(scores: Tensor) -> Tensor:
+    """Place the verdict's threshold from the scores (N,) of normal images: mean plus three standard deviations.
+
+    It uses no anomalous image. Metrics never depend on it; only the printed verdict does.
+    """
+    return scores.mean() + 3 * scores.std(correction=0)
