@@ -136,7 +136,6 @@ DIGITS = tuple("0123456789")
 FASHION_MNIST = {digit: Counts(6000, 10000, 9000) for digit in DIGITS}
 CIFAR10 = {digit: Counts(5000, 10000, 9000) for digit in DIGITS}
 ELPV = _counts("""
-    all          1206  1418  1116
     mono          470   604   486
     poly          736   814   630
 """)

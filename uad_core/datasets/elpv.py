@@ -15,7 +15,7 @@ __all__ = ["installed", "load"]
 
 PACKAGE = "elpv_dataset"
 TRAIN_FRACTION = 0.8
-# The four answers of the annotators, and what the cells are called here. "all" takes both kinds of cells.
+# The four answers of the annotators, and what the cells are called here.
 KINDS = {"0.00": "good", "0.33": "possibly_functional", "0.67": "possibly_defective", "1.00": "defective"}
 
 
@@ -29,7 +29,7 @@ def installed() -> Path | None:
 
 
 def load(folder: Path, category: str, *, image_size: int | tuple[int, int], seed: int) -> Category:
-    """Return "mono" or "poly" crystalline cells, or "all".
+    """Return the "mono" or the "poly" crystalline cells.
 
     Our reconstruction, as the publisher has no split for detection: a cell is normal only if its
     probability of being defective is 0, also a doubtful one is anomalous; 80 % of the normal
@@ -52,7 +52,7 @@ def _cells(table: Path, category: str) -> dict[str, str]:
     try:
         for line in table.read_text(encoding="utf-8").splitlines():
             path, probability, crystal = line.split()
-            if category in ("all", crystal):
+            if category == crystal:
                 cells[path] = KINDS[f"{float(probability):.2f}"]
     except (OSError, ValueError, KeyError) as error:
         remedy = "run `pip install --force-reinstall elpv-dataset`"
