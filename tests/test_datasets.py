@@ -202,9 +202,7 @@ def test_published_counts_add_up() -> None:
     for name in ("mnist", "fashion_mnist"):
         assert total(name) == (60_000, 100_000, 90_000)
     assert total("cifar10") == (50_000, 100_000, 90_000)
-    elpv = datasets.INFOS["elpv"].counts
-    assert elpv["mono"].train + elpv["mono"].test + elpv["poly"].train + elpv["poly"].test == 2624
-    assert elpv["all"].train + elpv["all"].test == 2624
+    assert total("elpv") == (1206, 1418, 1116) and 1206 + 1418 == 2624
 
 
 @pytest.mark.parametrize("info", datasets.CATALOGUE, ids=lambda info: info.name)
@@ -281,6 +279,8 @@ def test_a_folder_may_hold_categories_or_be_one(tmp_path: Path) -> None:
     (tmp_path / "set/notes").mkdir()
     assert datasets.categories(str(tmp_path / "set")) == ["alpha", "beta"]
     assert datasets.categories(str(tmp_path / "set/alpha")) == ["alpha"]
+    assert datasets.protocol(str(tmp_path / "set")) == datasets.protocol(str(tmp_path / "set/alpha")) == "inspection"
+    assert datasets.protocol("mnist") == "one_class" and datasets.protocol("dtd") == "textures"
     held = datasets.load(str(tmp_path / "set"), "alpha", image_size=8)
     for name in ("alpha", "all"):
         alone = datasets.load(str(tmp_path / "set/alpha"), name, image_size=8)
@@ -579,7 +579,7 @@ def test_a_tree_of_classes_is_a_one_class_set(tmp_path: Path) -> None:
             for i in range(2):
                 draw(tmp_path / f"tree/{split}/{kind}/{i}.png")
     tree = str(tmp_path / "tree")
-    assert datasets.categories(tree) == ["cat", "dog"]
+    assert datasets.categories(tree) == ["cat", "dog"] and datasets.protocol(tree) == "one_class"
     cat, dog = (datasets.load(tree, name, image_size=8) for name in ("cat", "dog"))
     assert cat.protocol == "one_class" and not cat.test.has_masks
     assert cat.train.paths == ["train/cat/0.png", "train/cat/1.png"]
@@ -626,7 +626,7 @@ def test_elpv_comes_from_its_package_without_importing_it(tmp_path: Path, elpv_s
     assert len(found.train) == 4 and not found.test.has_masks
     assert sorted(found.test.defects) == ["defective", "good", "possibly_defective", "possibly_functional"]
     assert found.test.labels.sum() == 3 and all("mono" in path for path in found.test.paths)
-    assert len(miniature("elpv", "all", tmp_path).train) == 8
+    assert all("poly" in path for path in miniature("elpv", "poly", tmp_path).test.paths)
     assert datasets.fetch("elpv", root=tmp_path) == elpv_site
     (elpv_site / "labels.csv").write_text("images/mono0.png 0.5 mono\n")
     assert "labels.csv cannot be read ('0.50')" in message(lambda: datasets.load("elpv", "mono"))

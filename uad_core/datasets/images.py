@@ -32,7 +32,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 # 240 MB decoded; below the size at which Pillow itself begins to warn.
 MAX_PIXELS = 80_000_000
 MASK_THRESHOLD = 127
-TURNED_BY_EXIF = (5, 6, 7, 8)
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+IMAGE_WIDTH = 0x0100
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -41,7 +42,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises `UserError` for a file that is missing, damaged, too large or not an image.
     """
     with _opened(path) as image:
-        return _eight_bit(ImageOps.exif_transpose(image), path)
+        return _eight_bit(_upright(image), path)
 
 
 def read_mask(path: Path, label_map: bool = False) -> np.ndarray:
@@ -52,7 +53,7 @@ def read_mask(path: Path, label_map: bool = False) -> np.ndarray:
     as `read_image` does, and for a mask whose brightest value is between 1 and 127.
     """
     with _opened(path) as image:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
         if label_map and image.mode == "P":
             return np.array(image) > 0
         values = _eight_bit(image, path)
@@ -176,15 +177,24 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _turned(image: Image.Image) -> bool:
-    # Pillow turns a TIFF by itself, and would decode a whole PNG to find an orientation behind the pixels.
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        return False
-    return image.getexif().get(0x0112) in TURNED_BY_EXIF
+    """Whether width and height of an image that is not yet decoded have to be exchanged."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # Pillow would decode the whole image to find an orientation behind the pixels
+    turned = image.getexif().get(ORIENTATION) in TURNED
+    if image.format == "TIFF":  # newer versions of Pillow exchange them when they open it
+        return turned and image.width == image.tag_v2[IMAGE_WIDTH]
+    return turned
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow turns a TIFF while it decodes it; not every version forgets the orientation then.
+    wide = image.mode == "I" and image.format == "PNG"
+    image = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+    return image.convert("I;16") if wide else image  # older versions open 16-bit grey PNG files as 32-bit ones
 
 
 def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:
-    # Older versions of Pillow open a 16-bit grey PNG in mode "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
         return ((wide * 255 + 32767) // 65535).astype(np.uint8)
     if image.mode in ("I", "F"):
@@ -192,6 +202,7 @@ def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode in ("L", "1") and "transparency" not in image.info:
         return np.array(image.convert("L"))
     if image.mode[-1] in "Aa" or "transparency" in image.info:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", image.size)
+        image.paste(layer, mask=layer)
     return np.array(image.convert("RGB"))
