@@ -57,8 +57,15 @@ def dust(surface: Surface, canvas: Canvas, dice: Dice, studio: Studio) -> None:
         surface.paint(speck, studio.dust_colour, 0.0)
     for k in range(dice.integer("fibres", 0, 2 * studio.fibres)):
         own = dice.child("fibre", k)
-        distance, _ = arc_distance(canvas.x, canvas.y, own.uniform("x", -1, 1), own.uniform("y", -1, 1),
-                                   own.unit("turn"), own.uniform("half", 0.03, 0.10), own.uniform("bend", -6, 6))
+        distance, _ = arc_distance(
+            canvas.x,
+            canvas.y,
+            own.uniform("x", -1, 1),
+            own.uniform("y", -1, 1),
+            own.unit("turn"),
+            own.uniform("half", 0.03, 0.10),
+            own.uniform("bend", -6, 6),
+        )
         thread = cover(distance - 0.003, canvas.pixel)
         surface.paint(thread * (studio.dust_opacity * own.uniform("opacity", 0.4, 1.0)), studio.dust_colour, 0.0)
 
@@ -105,7 +112,8 @@ def expose(surface: Surface, canvas: Canvas, dice: Dice, studio: Studio) -> Fiel
     slope = dice.uniform("gradient", 0.02, 0.12)
     field = 1.0 + slope * (canvas.x * cos_a + canvas.y * sin_a)
     r2 = canvas.x * canvas.x + canvas.y * canvas.y
-    field = field * (1.0 - studio.vignette * 0.5 * r2) * dice.uniform("exposure", 1 - studio.exposure, 1 + studio.exposure)
+    exposure = dice.uniform("exposure", 1.0 - studio.exposure, 1.0 + studio.exposure)
+    field = field * (1.0 - studio.vignette * 0.5 * r2) * exposure
     # A veil of glare: broad, weak and somewhere near the border.
     gx, gy = dice.uniform("glare x", -1.4, 1.4), dice.uniform("glare y", -1.4, 1.4)
     d2 = (canvas.x - gx) * (canvas.x - gx) + (canvas.y - gy) * (canvas.y - gy)

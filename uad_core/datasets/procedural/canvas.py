@@ -8,14 +8,23 @@ can be drawn at any resolution. Edges are anti-aliased by signed distance: a pix
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from uad_core.datasets.procedural.exact import Field, clip, direction
 
-__all__ = ["Canvas", "Surface", "arc_distance", "blur", "box_distance", "circle_distance", "cover",
-           "lettering_distance", "segment_distance"]
+__all__ = [
+    "Canvas",
+    "Surface",
+    "arc_distance",
+    "blur",
+    "box_distance",
+    "circle_distance",
+    "cover",
+    "lettering_distance",
+    "segment_distance",
+]
 
 Colour = tuple[float, float, float]  # linear light, red green blue
 
@@ -26,15 +35,15 @@ class Canvas:
 
     height: int
     width: int
-    x: Field = field(init=False, repr=False)
-    y: Field = field(init=False, repr=False)
-    pixel: float = field(init=False)
+    x: Field
+    y: Field
+    pixel: float
 
-    def __post_init__(self) -> None:
-        for name, count in (("x", self.width), ("y", self.height)):
-            centres = (np.arange(count, dtype=np.float32) * 2.0 + 1.0) / float(count) - 1.0
-            object.__setattr__(self, name, centres[None, :] if name == "x" else centres[:, None])
-        object.__setattr__(self, "pixel", 1.0 / self.width + 1.0 / self.height)
+    @classmethod
+    def of(cls, height: int, width: int) -> Canvas:
+        """Return the grid of so many pixels."""
+        x, y = ((np.arange(count, dtype=np.float32) * 2.0 + 1.0) / float(count) - 1.0 for count in (width, height))
+        return cls(height, width, x[None, :], y[:, None], 1.0 / width + 1.0 / height)
 
     def posed(self, turns: float, scale: float = 1.0, dx: float = 0.0, dy: float = 0.0) -> tuple[Field, Field]:
         """Return the coordinates (H, W) of an object that was scaled, rotated and then shifted."""
@@ -70,7 +79,9 @@ def segment_distance(x: Field, y: Field, ax: float, ay: float, bx: float, by: fl
     return np.sqrt(dx * dx + dy * dy)
 
 
-def arc_distance(x: Field, y: Field, cx: float, cy: float, turns: float, half: float, bend: float) -> tuple[Field, Field]:
+def arc_distance(
+    x: Field, y: Field, cx: float, cy: float, turns: float, half: float, bend: float
+) -> tuple[Field, Field]:
     """Return (distance, position) of a gently bent line of length 2 ``half`` around (cx, cy).
 
     The line is the parabola v = bend (u^2 - half^2 / 3) in axes rotated by ``turns``; position runs from -1 to 1
@@ -91,17 +102,17 @@ def _bow(cx: float, cy: float, rx: float, ry: float, start: float, stop: float, 
 
 
 _STROKES = {  # polylines in a cell 1 wide and 1.5 high, y downwards
-    "A": [(0, 1.5, .5, 0, 1, 1.5), (.2, 1, .8, 1)],
-    "D": [(.3, 1.5, 0, 1.5, 0, 0, .3, 0, *_bow(.3, .75, .7, .75, -.25, .25))],
-    "K": [(0, 0, 0, 1.5), (1, 0, 0, .85), (.3, .65, 1, 1.5)],
-    "R": [(0, 1.5, 0, 0, *_bow(.55, .4, .45, .4, -.25, .25), 0, .8), (.5, .8, 1, 1.5)],
-    "U": [(0, 0, *_bow(.5, 1, .5, .5, .5, 0), 1, 0)],
-    "0": [_bow(.5, .75, .5, .75, 0, 1, 12)],
-    "1": [(.2, .3, .55, 0, .55, 1.5)],
-    "3": [(*_bow(.45, .36, .45, .36, -.42, .25, 5),), (*_bow(.45, 1.11, .5, .39, -.25, .42),)],
-    "4": [(.75, 1.5, .75, 0, 0, 1.05, 1, 1.05)],
-    "5": [(.95, 0, .15, 0, .08, .68, *_bow(.45, 1, .52, .5, -.35, .4))],
-    "7": [(0, 0, 1, 0, .4, 1.5)],
+    "A": [(0, 1.5, 0.5, 0, 1, 1.5), (0.2, 1, 0.8, 1)],
+    "D": [(0.3, 1.5, 0, 1.5, 0, 0, 0.3, 0, *_bow(0.3, 0.75, 0.7, 0.75, -0.25, 0.25))],
+    "K": [(0, 0, 0, 1.5), (1, 0, 0, 0.85), (0.3, 0.65, 1, 1.5)],
+    "R": [(0, 1.5, 0, 0, *_bow(0.55, 0.4, 0.45, 0.4, -0.25, 0.25), 0, 0.8), (0.5, 0.8, 1, 1.5)],
+    "U": [(0, 0, *_bow(0.5, 1, 0.5, 0.5, 0.5, 0), 1, 0)],
+    "0": [_bow(0.5, 0.75, 0.5, 0.75, 0, 1, 12)],
+    "1": [(0.2, 0.3, 0.55, 0, 0.55, 1.5)],
+    "3": [(*_bow(0.45, 0.36, 0.45, 0.36, -0.42, 0.25, 5),), (*_bow(0.45, 1.11, 0.5, 0.39, -0.25, 0.42),)],
+    "4": [(0.75, 1.5, 0.75, 0, 0, 1.05, 1, 1.05)],
+    "5": [(0.95, 0, 0.15, 0, 0.08, 0.68, *_bow(0.45, 1, 0.52, 0.5, -0.35, 0.4))],
+    "7": [(0, 0, 1, 0, 0.4, 1.5)],
 }
 
 
@@ -153,8 +164,7 @@ class Surface:
 
     ``albedo`` (3, H, W) linear in [0, 1]; ``height`` (H, W) in scene units; ``gloss`` (H, W), the
     strength of highlights; ``light`` (H, W), 1 = unshadowed; ``x`` and ``y`` (H, W), the pattern's or object's
-    own coordinates; ``body`` (H, W), 1 where defects of the object may lie; ``pixel``, the size
-    of a pixel in these coordinates.
+    own coordinates; ``pixel``, the size of a pixel in them.
     """
 
     albedo: Field
@@ -163,15 +173,16 @@ class Surface:
     light: Field
     x: Field
     y: Field
-    body: Field
     pixel: float
 
     @classmethod
     def blank(cls, x: Field, y: Field, pixel: float, colour: Colour, gloss: float = 0.0) -> Surface:
-        """Return a flat surface of one colour, everywhere inspectable."""
+        """Return a flat surface of one colour."""
         shape = np.broadcast_shapes(x.shape, y.shape)
-        full = lambda value: np.full(shape, value, dtype=np.float32)  # noqa: E731
-        return cls(np.stack([full(c) for c in colour]), full(0.0), full(gloss), full(1.0), x, y, full(1.0), pixel)
+        red, green, blue, flat, sheen, light = (
+            np.full(shape, value, dtype=np.float32) for value in (*colour, 0.0, gloss, 1.0)
+        )
+        return cls(np.stack([red, green, blue]), flat, sheen, light, x, y, pixel)
 
     def box(self, cx: float, cy: float, half_w: float, half_h: float) -> tuple[slice, slice]:
         """Return the rows and columns that hold a box given in the surface's own coordinates."""
@@ -190,7 +201,7 @@ class Surface:
         """Return the part around a box, to draw small things quickly: painting it paints this surface."""
         box = self.box(cx, cy, half_w, half_h)
         return Surface(self.albedo[:, box[0], box[1]], self.height[box], self.gloss[box], self.light[box], self.x[box],
-                       self.y[box], self.body[box], self.pixel)  # fmt: skip
+                       self.y[box], self.pixel)  # fmt: skip
 
     def paint(self, where: Field, colour: Colour | Field, gloss: float | None = None) -> None:
         """Blend a colour (and a gloss) in, by ``where`` (H, W) in [0, 1]."""

@@ -43,9 +43,17 @@ def _sink(surface: Surface, where: Field, depth: float) -> None:
     surface.height -= where * depth
 
 
-def scratch(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colour = (0.7, 0.7, 0.7),
-            long: tuple[float, float] = (0.08, 0.7), wide: float = 0.012, depth: float = 0.012,
-            gloss: float | None = None, turn: float | None = None) -> Field:
+def scratch(
+    surface: Surface,
+    fault: Fault,
+    at: tuple[float, float],
+    colour: Colour = (0.7, 0.7, 0.7),
+    long: tuple[float, float] = (0.08, 0.7),
+    wide: float = 0.012,
+    depth: float = 0.012,
+    gloss: float | None = None,
+    turn: float | None = None,
+) -> Field:
     """A groove, gently bent, that thins out to its ends and skips shape the tool bounced."""
     own = fault.dice
     half = fault.size(*long)
@@ -53,14 +61,21 @@ def scratch(surface: Surface, fault: Fault, at: tuple[float, float], colour: Col
     distance, along = arc_distance(surface.x, surface.y, *at, turn, half, own.uniform("bend", -0.4, 0.4) / half)
     width = wide * own.uniform("wide", 0.6, 1.2)
     taper = width * (1.0 - 0.75 * along * along) * (0.8 + 0.3 * noise(along * 9.0, along * 0.0, own.seed("skips")))
-    shape = cover(distance - taper, surface.pixel * 1.3) * surface.body
+    shape = cover(distance - taper, surface.pixel * 1.3)
     surface.paint(shape, colour, gloss)
     _sink(surface, shape * clip(1.0 - distance * (0.7 / width), 0.0, 1.0), depth)
     return shape
 
 
-def crack(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colour = (0.02, 0.018, 0.015),
-          long: tuple[float, float] = (0.1, 0.7), wide: float = 0.016, turn: float | None = None) -> Field:
+def crack(
+    surface: Surface,
+    fault: Fault,
+    at: tuple[float, float],
+    colour: Colour = (0.02, 0.018, 0.015),
+    long: tuple[float, float] = (0.1, 0.7),
+    wide: float = 0.016,
+    turn: float | None = None,
+) -> Field:
     """A dark jagged gap, widest in the middle, with a bright lip shape light catches the edge."""
     own = fault.dice
     half = fault.size(*long)
@@ -78,8 +93,14 @@ def crack(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colou
     return np.maximum(shape, lip)
 
 
-def stain(surface: Surface, fault: Fault, at: tuple[float, float], factors: Colour = (0.55, 0.45, 0.32),
-          radius: tuple[float, float] = (0.04, 0.38), gloss: float = 0.0) -> Field:
+def stain(
+    surface: Surface,
+    fault: Fault,
+    at: tuple[float, float],
+    factors: Colour = (0.55, 0.45, 0.32),
+    radius: tuple[float, float] = (0.04, 0.38),
+    gloss: float = 0.0,
+) -> Field:
     """A dried liquid: an even tint with a darker rim."""
     size = fault.size(*radius)
     distance = blob(surface, fault, *at, size, 0.3)
@@ -92,8 +113,14 @@ def stain(surface: Surface, fault: Fault, at: tuple[float, float], factors: Colo
     return shape
 
 
-def pit(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colour = (0.015, 0.013, 0.01),
-        radius: tuple[float, float] = (0.025, 0.16), ragged: float = 0.12) -> Field:
+def pit(
+    surface: Surface,
+    fault: Fault,
+    at: tuple[float, float],
+    colour: Colour = (0.015, 0.013, 0.01),
+    radius: tuple[float, float] = (0.025, 0.16),
+    ragged: float = 0.12,
+) -> Field:
     """A hole with a dark inside and a worn edge."""
     size = fault.size(*radius)
     distance = blob(surface, fault, *at, size, ragged)
@@ -107,8 +134,16 @@ def pit(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colour 
     return np.maximum(shape, edge)
 
 
-def curl(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colour = (0.5, 0.07, 0.05),
-         long: tuple[float, float] = (0.06, 0.4), radius: float = 0.014, gloss: float = 0.1, strands: int = 2) -> Field:
+def curl(
+    surface: Surface,
+    fault: Fault,
+    at: tuple[float, float],
+    colour: Colour = (0.5, 0.07, 0.05),
+    long: tuple[float, float] = (0.06, 0.4),
+    radius: float = 0.014,
+    gloss: float = 0.1,
+    strands: int = 2,
+) -> Field:
     """Foreign threads or shavings that lie on the surface and cast a shadow."""
     own = fault.dice
     half = fault.size(*long)
@@ -119,14 +154,32 @@ def curl(surface: Surface, fault: Fault, at: tuple[float, float], colour: Colour
         wave = half * part.uniform("wave", 0.05, 0.2)
         phase = part.unit("phase")
         bump_x = cos_turns(surface.y * (0.7 / half) + phase) * wave
-        shape = _tube(surface, (surface.x + bump_x, surface.y), part, cx, cy, half * part.uniform("length", 0.6, 1.0),
-                      radius * part.uniform("thick", 0.7, 1.1), colour, gloss)
+        shape = _tube(
+            surface,
+            (surface.x + bump_x, surface.y),
+            part,
+            cx,
+            cy,
+            half * part.uniform("length", 0.6, 1.0),
+            radius * part.uniform("thick", 0.7, 1.1),
+            colour,
+            gloss,
+        )
         support = shape if support is None else np.maximum(support, shape)
     return support
 
 
-def _tube(surface: Surface, xy: tuple[Field, Field], own: Dice, cx: float, cy: float, half: float, radius: float,
-          colour: Colour, gloss: float) -> Field:
+def _tube(
+    surface: Surface,
+    xy: tuple[Field, Field],
+    own: Dice,
+    cx: float,
+    cy: float,
+    half: float,
+    radius: float,
+    colour: Colour,
+    gloss: float,
+) -> Field:
     """Lay one round strand on the surface and return its support, shadow included."""
     turn, bend = own.unit("turn"), own.uniform("bend", -1.0, 1.0) / half
     px, py = cx + own.uniform("dx", -0.5, 0.5) * half, cy + own.uniform("dy", -0.5, 0.5) * half

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Dice", "Field", "clip", "cos_turns", "direction", "fractal", "hash_cells", "noise", "smooth"]
+__all__ = ["Dice", "Field", "clip", "cos_turns", "direction", "fractal", "hash_cells", "noise", "per_index", "smooth"]
 
 Field = np.ndarray  # (H, W) float32, or a shape that broadcasts to it
 
@@ -115,6 +115,12 @@ def hash_cells(i: np.ndarray, j: np.ndarray, seed: int) -> np.ndarray:
 def _signed(bits: np.ndarray) -> Field:
     """Map 32 random bits to float32 in [-1, 1)."""
     return (bits >> np.uint32(8)).astype(np.float32) * 2.0**-23 - 1.0
+
+
+def per_index(index: Field, seed: int) -> Field:
+    """Return a random number in [-1, 1) for each whole number in ``index``."""
+    whole = index.astype(np.int32)
+    return _signed(hash_cells(whole, np.zeros_like(whole), seed))
 
 
 def noise(x: Field, y: Field, seed: int) -> Field:

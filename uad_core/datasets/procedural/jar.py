@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from uad_core.datasets.procedural.camera import Studio
@@ -11,10 +13,34 @@ from uad_core.datasets.procedural.exact import Dice, Field, clip, cos_turns, dir
 
 __all__ = ["DEFECTS", "STUDIO", "jar"]
 
-STUDIO = Studio(azimuth=0.64, tilt=0.55, ambient=0.45, sheen=5, specks=0.012, fibres=0, dust_opacity=0.4, focus=0.0045, depth=0.004,
-                vignette=0.10)
+STUDIO = Studio(
+    azimuth=0.64,
+    tilt=0.55,
+    ambient=0.45,
+    sheen=5,
+    specks=0.012,
+    fibres=0,
+    dust_opacity=0.4,
+    focus=0.0045,
+    depth=0.004,
+    vignette=0.10,
+)
 
 _OUTER, _RIM, _LIP, _MOUTH, _FLOOR = 0.84, 0.66, 0.585, 0.51, 0.40  # radii
+_SHADOW = (0.78, 1.04)  # from where to where the shadow on the table fades
+
+
+@dataclass(frozen=True)
+class _Rim:
+    """Polar coordinates, each (H, W): radius, direction in the jar's axes (``nx``, ``ny``) and in the room's (``fx``,
+    ``fy``), and ``side``, how far it points away from the lamp, -1 to 1."""
+
+    r: Field
+    nx: Field
+    ny: Field
+    fx: Field
+    fy: Field
+    side: Field
 
 
 def _ring(r: Field, at: float, width: float) -> Field:
@@ -26,8 +52,12 @@ def _ring(r: Field, at: float, width: float) -> Field:
 
 def _table(canvas: Canvas, dice: Dice) -> Surface:
     """Return the pale table under the jar, out of focus."""
-    x, y = canvas.posed(dice.unit("turn"), dice.uniform("scale", 0.985, 1.015),
-                        dice.uniform("dx", -0.025, 0.025), dice.uniform("dy", -0.025, 0.025))
+    x, y = canvas.posed(
+        dice.unit("turn"),
+        dice.uniform("scale", 0.985, 1.015),
+        dice.uniform("dx", -0.025, 0.025),
+        dice.uniform("dy", -0.025, 0.025),
+    )
     surface = Surface.blank(x, y, canvas.pixel, (0.66, 0.67, 0.68))
     surface.albedo *= 1.0 + 0.025 * fractal(canvas.x * 2.0, canvas.y * 2.0, dice.seed("table"), 3)
     return surface
@@ -42,58 +72,59 @@ def jar(canvas: Canvas, dice: Dice) -> Surface:
     surface = _table(canvas, dice)
     x, y = surface.x, surface.y
     r = np.sqrt(x * x + y * y)
-    safe = 1.0 / np.maximum(r, 1e-3)
-    nx, ny = x * safe, y * safe
+    nx, ny = x / np.maximum(r, 1e-3), y / np.maximum(r, 1e-3)
     cos_a, sin_a = direction(dice.unit("turn"))
-    fx, fy = nx * cos_a - ny * sin_a, nx * sin_a + ny * cos_a  # direction from the centre, as the lamps see it
-    surface.shade(1.0 - smooth(_OUTER - 0.06, _OUTER + 0.2, r), 0.5)
-    _shoulder(surface, dice, r, nx, ny, fx, fy)
-    _inside(surface, dice, r, nx, ny, fx, fy)
-    _lip(surface, dice, r, nx, ny, fx, fy)
+    # The direction from the centre as the room sees it: what hangs on the lamps does not turn with the jar.
+    fx, fy = nx * cos_a - ny * sin_a, nx * sin_a + ny * cos_a
+    rim = _Rim(r, nx, ny, fx, fy, fx * 0.6 + fy * 0.8)
+    surface.shade(1.0 - smooth(*_SHADOW, r), 0.5)
+    _shoulder(surface, dice, rim)
+    _inside(surface, dice, rim)
+    _lip(surface, dice, rim)
     return surface
 
 
-def _shoulder(surface: Surface, dice: Dice, r: Field, nx: Field, ny: Field, fx: Field, fy: Field) -> None:
+def _shoulder(surface: Surface, dice: Dice, at: _Rim) -> None:
     """Draw the outer wall: dark glass that glows where the table shines through."""
-    where = cover(r - _OUTER, surface.pixel * 1.5)
-    ripple = fractal(nx * 9.0 + 3.0, ny * 9.0 + r * 3.0, dice.seed("ripple"), 3)
-    t = clip((r - _RIM) * (1.0 / (_OUTER - _RIM)), 0.0, 1.0)
-    glow = (0.10 + 0.9 * _ring(t, 0.45, 0.5) * (0.7 + 0.3 * ripple)) * (1.0 - 0.45 * (fx * 0.6 + fy * 0.8))
+    where = cover(at.r - _OUTER, surface.pixel * 1.5)
+    ripple = fractal(at.nx * 9.0 + 3.0, at.ny * 9.0 + at.r * 3.0, dice.seed("ripple"), 3)
+    t = clip((at.r - _RIM) * (1.0 / (_OUTER - _RIM)), 0.0, 1.0)
+    glow = (0.10 + 0.9 * _ring(t, 0.45, 0.5) * (0.7 + 0.3 * ripple)) * (1.0 - 0.45 * at.side)
     surface.paint(where, (0.42 * glow, 0.135 * glow * glow + 0.02 * glow, 0.016 * glow), 0.25)
     surface.light += (1.0 - surface.light) * where
-    streak = _ring(fx * 0.74 - fy * 0.67, 0.0, 0.42) * _ring(t, 0.62, 0.22)
+    streak = _ring(at.fx * 0.74 - at.fy * 0.67, 0.0, 0.42) * _ring(t, 0.62, 0.22)
     surface.paint(streak * 0.55, (0.85, 0.82, 0.78))
     surface.paint(_ring(t, 0.98, 0.10) * where * 0.8, (0.03, 0.012, 0.006))
 
 
-def _inside(surface: Surface, dice: Dice, r: Field, nx: Field, ny: Field, fx: Field, fy: Field) -> None:
+def _inside(surface: Surface, dice: Dice, at: _Rim) -> None:
     """Draw the neck and the floor, deep below and softer."""
-    neck = cover(r - _MOUTH, 0.02)
-    depth = smooth(_FLOOR - 0.02, _MOUTH, r)
-    wave = fractal(nx * 5.0 + 7.0, ny * 5.0, dice.seed("neck"), 3)
-    glow = 0.05 + 0.30 * _ring(r, 0.43, 0.07) * (0.75 + 0.35 * wave) * (1.0 + 0.5 * (fx * 0.6 + fy * 0.8)) * (1.0 - 0.3 * depth)
+    neck = cover(at.r - _MOUTH, 0.02)
+    depth = smooth(_FLOOR - 0.02, _MOUTH, at.r)
+    wave = fractal(at.nx * 5.0 + 7.0, at.ny * 5.0, dice.seed("neck"), 3)
+    glow = 0.05 + 0.30 * _ring(at.r, 0.43, 0.07) * (0.75 + 0.35 * wave) * (1.0 + 0.5 * at.side) * (1.0 - 0.3 * depth)
     surface.paint(neck, (0.55 * glow, 0.17 * glow, 0.025 * glow), 0.05)
-    floor = cover(r - _FLOOR, 0.035)
+    floor = cover(at.r - _FLOOR, 0.035)
     caustic = fractal(surface.x * 3.2, surface.y * 3.2, dice.seed("caustic"), 4)
-    lit = 0.46 - 0.20 * r * r * 6.0 + 0.05 * caustic + 0.06 * (fx * 0.6 + fy * 0.8) * r * 2.0
+    lit = 0.46 - 0.20 * at.r * at.r * 6.0 + 0.05 * caustic + 0.06 * at.side * at.r * 2.0
     surface.paint(floor, (0.62 * lit, 0.215 * lit, 0.032 * lit), 0.03)
-    ring = _ring(r, 0.345, 0.03)
+    ring = _ring(at.r, 0.345, 0.03)
     surface.paint(ring * 0.35, (0.08, 0.025, 0.006))
-    surface.paint(_ring(r, 0.365, 0.012) * (0.35 + 0.3 * (fx * 0.6 + fy * 0.8)), (0.55, 0.25, 0.08))
+    surface.paint(_ring(at.r, 0.365, 0.012) * (0.35 + 0.3 * at.side), (0.55, 0.25, 0.08))
 
 
-def _lip(surface: Surface, dice: Dice, r: Field, nx: Field, ny: Field, fx: Field, fy: Field) -> None:
+def _lip(surface: Surface, dice: Dice, at: _Rim) -> None:
     """Draw the rounded sealing lip with the mirror images of a ring lamp."""
-    where = cover(np.abs(r - _LIP) - (_RIM - _MOUTH) / 2.0, surface.pixel * 1.5)
-    f = clip((r - _LIP) * (2.0 / (_RIM - _MOUTH)), -1.0, 1.0)
-    ripple = fractal(nx * 6.0, ny * 6.0 + 5.0, dice.seed("lip"), 3)
-    glow = (0.16 + 0.10 * ripple + 0.30 * _ring(f, 0.75, 0.3)) * (1.0 + 0.3 * (fx * 0.6 + fy * 0.8))
+    where = cover(np.abs(at.r - _LIP) - (_RIM - _MOUTH) / 2.0, surface.pixel * 1.5)
+    f = clip((at.r - _LIP) * (2.0 / (_RIM - _MOUTH)), -1.0, 1.0)
+    ripple = fractal(at.nx * 6.0, at.ny * 6.0 + 5.0, dice.seed("lip"), 3)
+    glow = (0.16 + 0.10 * ripple + 0.30 * _ring(f, 0.75, 0.3)) * (1.0 + 0.3 * at.side)
     surface.paint(where, (0.46 * glow, 0.16 * glow, 0.03 * glow), 0.9)
     surface.light += (1.0 - surface.light) * where
     surface.height += where * (np.sqrt(1.0 - f * f) * 0.06 - surface.height)
-    lamp = _ring(f + 0.05 * ripple, 0.18, 0.16) * (0.55 + 0.25 * ripple + 0.2 * cos_turns(fx * 0.9 + 0.1))
+    lamp = _ring(f + 0.05 * ripple, 0.18, 0.16) * (0.55 + 0.25 * ripple + 0.2 * cos_turns(at.fx * 0.9 + 0.1))
     surface.paint(lamp * 0.9, (0.95, 0.93, 0.88))
-    second = _ring(f, -0.42, 0.10) * (0.30 + 0.3 * (fx * 0.5 - fy * 0.5))
+    second = _ring(f, -0.42, 0.10) * (0.30 + 0.3 * (at.fx * 0.5 - at.fy * 0.5))
     surface.paint(clip(second, 0.0, 1.0), (0.9, 0.75, 0.5))
     edge = _ring(np.abs(f), 1.0, 0.16)
     surface.paint(edge * where * 0.7, (0.02, 0.008, 0.004))
@@ -133,9 +164,10 @@ def _broken(surface: Surface, fault: Fault) -> Field:
     size = fault.size(0.16, 0.55)
     edge = blob(surface, fault, *_around(fault, 0.80), size, 0.16)
     r = np.sqrt(surface.x * surface.x + surface.y * surface.y)
-    gap = np.maximum(edge, np.maximum(_FLOOR + 0.03 - r, r - _OUTER))
+    gap = np.maximum(edge, np.maximum(_FLOOR + 0.03 - r, r - _OUTER - 0.012))
     shape = cover(gap, surface.pixel * 1.5)
-    shade = 0.28 + 0.13 * smooth(_MOUTH, _OUTER, r) - 0.16 * (1.0 - smooth(0.0, 0.14, -edge - 0.03))
+    # The table continues in the shadow of the jar, darkest beside the break.
+    shade = 0.66 * (0.5 + 0.5 * smooth(*_SHADOW, r)) - 0.16 * (1.0 - smooth(0.0, 0.14, -edge - 0.03))
     surface.paint(shape, (shade, shade * 1.01, shade * 1.02), 0.0)
     surface.height -= shape * surface.height
     thick = 0.05 + 0.02 * noise(surface.x * 6.0, surface.y * 6.0, fault.dice.seed("thick"))
@@ -153,7 +185,8 @@ def _cracked(surface: Surface, fault: Fault) -> Field:
     half = fault.size(0.07, 0.34)
     wander = fractal(surface.x * 6.0, surface.y * 6.0, fault.dice.seed("wander"), 4) * 0.06
     turn += fault.dice.uniform("skew", -0.2, 0.2)
-    distance, along = arc_distance(surface.x + wander, surface.y - wander, *at, turn, half, fault.dice.uniform("bend", -1.0, 1.0))
+    bend = fault.dice.uniform("bend", -1.0, 1.0)
+    distance, along = arc_distance(surface.x + wander, surface.y - wander, *at, turn, half, bend)
     r = np.sqrt(surface.x * surface.x + surface.y * surface.y)
     limit = np.maximum(_MOUTH - r, r - _OUTER)
     width = 0.012 * (1.1 - along * along)

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from uad_core.errors import UserError
 from uad_core.datasets.procedural import circuit, grille, jar, plank, tablet, weave
 from uad_core.datasets.procedural.camera import Studio, develop, dust, expose
 from uad_core.datasets.procedural.canvas import Canvas, Surface, blur
 from uad_core.datasets.procedural.defects import Fault
 from uad_core.datasets.procedural.exact import Dice, Field
+from uad_core.errors import UserError
 
-__all__ = ["CATEGORIES", "DEFECTS", "check_category", "draw"]
+__all__ = ["CATEGORIES", "DEFECTS", "check_category", "check_size", "draw"]
+
+SMALLEST = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ def check_category(category: str) -> None:
         raise UserError(f"procedural: no category {category!r}; there are {', '.join(CATEGORIES)}")
 
 
+def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) in pixels, or raise `UserError` where it is too small to draw."""
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if min(size) < SMALLEST:
+        raise UserError(f"procedural: --image-size {image_size}: drawn pictures need at least {SMALLEST} pixels a side")
+    return size
+
+
 def draw(
     category: str, split: str, index: int, *, image_size: int | tuple[int, int] = 256, seed: int = 0,
     defect: str | None = None, severity: float = 1.0,
@@ -68,7 +78,7 @@ def draw(
     Returns:
         The image, uint8 (H, W, 3), and the mask, bool (H, W). Outside the mask an image equals its clean twin.
 
-    Raises `UserError` for an unknown category or defect, or a severity out of range.
+    Raises `UserError` for an unknown category or defect, or a severity or size out of range.
     """
     check_category(category)
     if defect is not None and defect not in DEFECTS[category]:
@@ -77,7 +87,7 @@ def draw(
         raise UserError(f"procedural/{category}: severity {severity}: give a number from 0 to 1")
     _keep_memory()
     recipe, dice = _RECIPES[category], Dice(0).child(seed, category, split, index)
-    canvas = Canvas(*((image_size, image_size) if isinstance(image_size, int) else image_size))
+    canvas = Canvas.of(*check_size(image_size))
     surface = recipe.scene(canvas, dice.child("scene"))
     dust(surface, canvas, dice.child("dust"), recipe.studio)
     photo = expose(surface, canvas, dice.child("camera"), recipe.studio)

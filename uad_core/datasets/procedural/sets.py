@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from uad_core.datasets.base import Category, ImageSet, Source, as_size
-from uad_core.datasets.procedural.scenes import CATEGORIES, DEFECTS, check_category, draw
+from uad_core.datasets.procedural.scenes import CATEGORIES, DEFECTS, check_category, check_size, draw
 from uad_core.errors import UserError
 
 __all__ = ["load", "write"]
@@ -86,7 +86,7 @@ def load(category: str, *, image_size: int | tuple[int, int] = 256, seed: int = 
     Raises `UserError` for an unknown category or a size or number out of range.
     """
     check_category(category)
-    size = as_size(image_size)
+    size = check_size(as_size(image_size))
     if n_train < 1 or n_test <= len(DEFECTS[category]):
         need = len(DEFECTS[category]) + 1
         raise UserError(f"procedural/{category}: n_train {n_train} and n_test {n_test}: give at least 1 and {need}")
@@ -133,7 +133,7 @@ def write(folder: str | os.PathLike, *, image_size: int | tuple[int, int] = 256,
     names = list(CATEGORIES if categories is None else categories)
     for name in names:
         check_category(name)
-    size = as_size(image_size)
+    size = check_size(as_size(image_size))
     if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"--out {folder}: something is there already; name a new or an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

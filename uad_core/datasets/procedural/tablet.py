@@ -7,13 +7,21 @@ import math
 import numpy as np
 
 from uad_core.datasets.procedural.camera import Studio
-from uad_core.datasets.procedural.canvas import Canvas, Surface, box_distance, circle_distance, cover, lettering_distance
-from uad_core.datasets.procedural.defects import Fault, blob, crack, patch, scratch, stain
+from uad_core.datasets.procedural.canvas import (
+    Canvas,
+    Surface,
+    box_distance,
+    cover,
+    lettering_distance,
+)
+from uad_core.datasets.procedural.defects import Fault, blob, crack, patch, stain
 from uad_core.datasets.procedural.exact import Dice, Field, clip, cos_turns, fractal, noise, smooth
 
 __all__ = ["DEFECTS", "REBUILT", "STUDIO", "tablet"]
 
-STUDIO = Studio(azimuth=0.66, tilt=0.62, ambient=0.34, sheen=4, specks=0.03, fibres=1, dust_opacity=0.45, focus=0.004, depth=0.007)
+STUDIO = Studio(
+    azimuth=0.66, tilt=0.62, ambient=0.34, sheen=4, specks=0.03, fibres=1, dust_opacity=0.45, focus=0.004, depth=0.007
+)
 
 _LONG, _SHORT = 0.66, 0.28
 _PRINT = (("UD", -0.33), ("350", 0.32))  # text and its place along the caplet
@@ -50,7 +58,7 @@ def tablet(canvas: Canvas, dice: Dice, notch: Field | None = None, ink: Field | 
     to positions.
     """
     surface = _belt(canvas, dice.child("belt"))
-    x, y = posed_tablet(canvas, dice)
+    x, y = _pose(canvas, dice)
     surface.x, surface.y = x, y
     distance = box_distance(x, y, 0.0, 0.0, _LONG, _SHORT, _SHORT)
     _shadow(surface, canvas, dice, distance)
@@ -70,7 +78,6 @@ def tablet(canvas: Canvas, dice: Dice, notch: Field | None = None, ink: Field | 
     groove = np.maximum(1.0 - np.abs(x) * (1.0 / 0.035), 0.0)
     dome = dome - 0.022 * groove * groove * depth + 0.0012 * mottle
     surface.height += body * (dome - surface.height)
-    surface.body = cover(distance + 0.06, 0.02)
     print_here = _ink(surface, _PRINT) if ink is None else ink
     worn = 0.88 + 0.10 * noise(x * 40.0, y * 40.0, dice.seed("worn"))
     surface.paint(print_here * worn * body * (1.0 - rough), _INK, 0.08)
@@ -79,10 +86,14 @@ def tablet(canvas: Canvas, dice: Dice, notch: Field | None = None, ink: Field | 
     return surface
 
 
-def posed_tablet(canvas: Canvas, dice: Dice) -> tuple[Field, Field]:
+def _pose(canvas: Canvas, dice: Dice) -> tuple[Field, Field]:
     """Return the caplet's own coordinates (H, W)."""
-    return canvas.posed(dice.unit("turn"), dice.uniform("scale", 1.14, 1.24),
-                        dice.uniform("dx", -0.1, 0.1), dice.uniform("dy", -0.1, 0.1))
+    return canvas.posed(
+        dice.unit("turn"),
+        dice.uniform("scale", 1.14, 1.24),
+        dice.uniform("dx", -0.1, 0.1),
+        dice.uniform("dy", -0.1, 0.1),
+    )
 
 
 def _shadow(surface: Surface, canvas: Canvas, dice: Dice, distance: Field) -> None:
@@ -103,7 +114,7 @@ def _fracture(surface: Surface, dice: Dice, where: Field) -> None:
 
 def _chip(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """A piece broken out of the rim."""
-    probe = Surface.blank(*posed_tablet(canvas, dice), canvas.pixel, (0.0, 0.0, 0.0))
+    probe = Surface.blank(*_pose(canvas, dice), canvas.pixel, (0.0, 0.0, 0.0))
     size = fault.size(0.05, 0.30) * fault.severity
     cx = fault.dice.uniform("x", -_LONG, _LONG)
     inset = max(abs(cx) - (_LONG - _SHORT), 0.0)
@@ -113,7 +124,7 @@ def _chip(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
 
 def _misprint(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """A print that is sharp and well formed but wrong: shifted, swapped, or in part missing."""
-    probe = Surface.blank(*posed_tablet(canvas, dice), canvas.pixel, (0.0, 0.0, 0.0))
+    probe = Surface.blank(*_pose(canvas, dice), canvas.pixel, (0.0, 0.0, 0.0))
     (left_text, left_at), (right_text, right_at) = _PRINT
     way = fault.dice.integer("way", 0, 2)
     if way == 0:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from uad_core.datasets.procedural.camera import Studio
-from uad_core.datasets.procedural.canvas import Canvas, Surface, arc_distance, cover
+from uad_core.datasets.procedural.canvas import Canvas, Surface, cover
 from uad_core.datasets.procedural.defects import Fault, blob, curl, patch, stain
-from uad_core.datasets.procedural.exact import Dice, Field, clip, cos_turns, fractal, hash_cells, noise, smooth
+from uad_core.datasets.procedural.exact import (
+    Dice,
+    Field,
+    clip,
+    cos_turns,
+    noise,
+    per_index,
+    smooth,
+)
 
 __all__ = ["DEFECTS", "STUDIO", "weave"]
 
 STUDIO = Studio(azimuth=0.61, tilt=0.62, ambient=0.30, specks=0.10, fibres=1, focus=0.004, depth=0.008)
 
 _THREADS = 13.0  # threads per scene unit, 26 across the picture
-
-
-def _per_thread(index: Field, seed: int) -> Field:
-    """Return a random number in [-1, 1) for each thread."""
-    whole = index.astype(np.int32)
-    return (hash_cells(whole, np.zeros_like(whole), seed) >> np.uint32(8)).astype(np.float32) * 2.0**-23 - 1.0
 
 
 def _yarn(across: Field, along: Field, other: Field, dice: Dice, name: str) -> tuple[Field, Field, Field]:
@@ -35,7 +39,7 @@ def _yarn(across: Field, along: Field, other: Field, dice: Dice, name: str) -> t
     ply = cos_turns(f * 0.55 + along * 1.3)
     fuzz = noise(across * 7.0, along * 4.0, dice.seed(f"{name} fuzz"))
     height = 0.45 * inside + 0.34 * other + 0.05 * ply * inside + 0.05 * fuzz
-    tone = 0.10 * _per_thread(index, dice.seed(f"{name} tone")) + 0.10 * slub + 0.06 * ply + 0.12 * fuzz
+    tone = 0.10 * per_index(index, dice.seed(f"{name} tone")) + 0.10 * slub + 0.06 * ply + 0.12 * fuzz
     return height, inside, tone
 
 
@@ -44,8 +48,12 @@ def weave(canvas: Canvas, dice: Dice) -> Surface:
 
     Every patch recurs many times, so a few stored patches span it; threads hide fine faults.
     """
-    x, y = canvas.posed(dice.uniform("turn", -0.012, 0.012), dice.uniform("scale", 0.97, 1.03),
-                        dice.uniform("dx", -0.08, 0.08), dice.uniform("dy", -0.08, 0.08))
+    x, y = canvas.posed(
+        dice.uniform("turn", -0.012, 0.012),
+        dice.uniform("scale", 0.97, 1.03),
+        dice.uniform("dx", -0.08, 0.08),
+        dice.uniform("dy", -0.08, 0.08),
+    )
     x = x + 0.016 * noise(x * 1.3, y * 1.3, dice.seed("warp x"))
     y = y + 0.016 * noise(x * 1.3, y * 1.3, dice.seed("warp y"))
     surface = Surface.blank(x, y, canvas.pixel, (0.03, 0.028, 0.025))
@@ -72,7 +80,7 @@ def _torn(surface: Surface, fault: Fault) -> Field:
     shape = cover(distance, surface.pixel * 2.0)
     open_ = shape
     for across, away, name in ((u, np.abs(surface.y - cy), "warp"), (v, np.abs(surface.x - cx), "weft")):
-        cut = size * (0.62 + 0.36 * _per_thread(np.floor(across), own.seed(f"{name} cut")))
+        cut = size * (0.62 + 0.36 * per_index(np.floor(across), own.seed(f"{name} cut")))
         off_core = smooth(0.22, 0.36, np.abs(across - np.floor(across) - 0.5))
         open_ = open_ * np.maximum(off_core, 1.0 - smooth(-0.01, 0.01, away - cut))
     surface.shade(shape, 0.22)
@@ -87,8 +95,7 @@ def _pulled(surface: Surface, fault: Fault) -> Field:
     upright = own.sign("upright") > 0
     cx, cy = fault.spot(0.45, 0.45)
     x, y = (surface.x, surface.y) if upright else (surface.y, surface.x)
-    cx = (np.floor(cx * _THREADS) + 0.5) / _THREADS
-    cx = float(cx)
+    cx = (math.floor(cx * _THREADS) + 0.5) / _THREADS  # the middle of a thread
     half = fault.size(0.10, 0.42)
     radius = 0.40 / _THREADS
     bow = own.sign("side") * own.uniform("bow", 0.6, 1.6) / _THREADS
@@ -120,12 +127,13 @@ def _mispick(surface: Surface, fault: Fault) -> Field:
     cx, cy = fault.spot(0.5, 0.5)
     x, y = (surface.x, surface.y) if upright else (surface.y, surface.x)
     count = float(int(fault.size(2.0, 8.0)))
-    left = float(np.floor(cx * _THREADS)) / _THREADS
+    left = math.floor(cx * _THREADS) / _THREADS
     half = fault.size(0.15, 0.5)
-    ends = 0.10 * _per_thread(np.floor(x * _THREADS), own.seed("ends"))
+    ends = 0.10 * per_index(np.floor(x * _THREADS), own.seed("ends"))
     inside = np.maximum(np.maximum(left - x, x - left - count / _THREADS), np.abs(y - cy) - half + ends)
     # The dyed threads show fully where they lie on top; where they dip, the crossing ones hide part of them.
-    on_top = 0.5 + 0.5 * cos_turns((y * _THREADS - 0.5) * 0.5 + np.floor(x * _THREADS) * 0.5) * (1.0 if upright else -1.0)
+    over = cos_turns((y * _THREADS - 0.5) * 0.5 + np.floor(x * _THREADS) * 0.5)
+    on_top = 0.5 + 0.5 * (over if upright else -over)
     return patch(surface, fault, inside, surface.pixel * 2.5, 0.35 + 0.65 * on_top, (0.66, 0.82, 1.0))
 
 
