@@ -72,16 +72,20 @@ class ArraySource(Source):
         return len(self.arrays)
 
     def size(self, i: int) -> tuple[int, int]:
+        """Return (height, width) of image `i`, in pixels."""
         height, width = self.arrays[i].shape[:2]
         return int(height), int(width)
 
     def image(self, i: int) -> np.ndarray:
+        """Return image `i`, uint8 (h, w) or (h, w, 3)."""
         return self.arrays[i]
 
     def mask(self, i: int) -> np.ndarray | None:
+        """Return the mask of image `i`, bool (h, w), or None."""
         return None if self.mask_arrays is None else self.mask_arrays[i]
 
     def content(self, i: int) -> tuple[bytes, bytes]:
+        """Return the bytes of image `i` and of its mask."""
         mask = self.mask(i)
         return _array_bytes(self.arrays[i]), b"" if mask is None else _array_bytes(mask)
 

@@ -107,16 +107,20 @@ class FileSource(Source):
         return len(self.image_names)
 
     def size(self, i: int) -> tuple[int, int]:
+        """Return (height, width) of image `i` from its header, orientation applied."""
         return self.sizes[i]
 
     def image(self, i: int) -> np.ndarray:
+        """Return image `i`, uint8 (h, w) or (h, w, 3)."""
         return read_image(self.folder / self.image_names[i])
 
     def mask(self, i: int) -> np.ndarray | None:
+        """Return the mask of image `i`, bool (h, w), or None."""
         name = self.mask_names[i]
         return None if name is None else read_mask(self.folder / name, self.label_map)
 
     def content(self, i: int) -> tuple[bytes, bytes]:
+        """Return the bytes of both files."""
         mask = self.mask_names[i]
         return _read_bytes(self.folder / self.image_names[i]), b"" if mask is None else _read_bytes(self.folder / mask)
 
