@@ -85,7 +85,8 @@ def test_data_that_are_not_there_are_asked_for_with_the_way_to_get_them(tmp_path
     assert message(lambda: datasets.load("mtd", "all", root=tmp_path)).startswith(
         f"mtd/mtd is not in {tmp_path}: run `uad data mtd`"
     )
-    assert "download it with a browser" in message(lambda: datasets.load("mpdd", "tubes", root=tmp_path))
+    expected = f"mpdd/tubes is not in {tmp_path}: run `uad data mpdd`, which says what to download by hand, {way}"
+    assert message(lambda: datasets.load("mpdd", "tubes", root=tmp_path)) == expected
 
 
 def test_the_root_is_the_argument_then_the_variable_then_the_cache(monkeypatch, tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ def test_what_was_fetched_is_counted(tmp_path: Path, monkeypatch) -> None:
     assert datasets.fetch("dtd", root=tmp_path) == tmp_path
     assert "did you mean mpdd?" in message(lambda: datasets.fetch("mpd"))
     assert "no category of mpdd" in message(lambda: datasets.fetch("mpdd", "tube"))
+    assert message(lambda: datasets.fetch("procedural")).startswith("procedural is drawn when it is used")
 
 
 def test_importing_the_data_sets_imports_no_heavy_library() -> None:

@@ -107,13 +107,16 @@ def fetch(dataset: str, category: str | None = None, root: Path | None = None, p
     info = INFOS[_known(dataset, INFOS, "data set")]
     if category is not None:
         category = _known(category, _info(dataset).categories, f"category of {dataset}")
-    if dataset in ("procedural", "elpv"):
-        _there(info, _info(dataset).categories[0], root)
-        return _locate(info, root)
+    if dataset == "procedural":
+        raise UserError("procedural is drawn when it is used: write it as files with `uad data procedural --out DIR`")
+    if dataset == "elpv":
+        return _there(info, info.categories[0], root)
     from uad_core.datasets import download
 
     path = download.fetch(dataset, category, data_root(root), progress)
-    for name in [category] if category else info.counts:
+    # The classes of a one-class set share their files: to check one is to check all.
+    names = [category] if category else info.categories[:1] if info.protocol == "one_class" else info.categories
+    for name in names:
         if name in info.counts:
             verify(dataset, name, root)
     return path

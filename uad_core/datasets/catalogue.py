@@ -31,8 +31,8 @@ class DatasetInfo:
 
     Attributes:
         citation: key in the book's bibliography; None for what is drawn here.
+        how: how to get the data, as the end of an error message; may contain {category}.
         protocol: "inspection", "one_class", or "textures" (no defects, only a source of textures).
-        how: how to get the data, as the end of an error message; empty: by `uad data NAME`.
         aliases: names under which other people's archives unpack.
         marker: what the folder must contain to be this set; empty: the folders of its categories.
         present: the categories found under the root that was asked about.
@@ -45,9 +45,9 @@ class DatasetInfo:
     licence: str
     homepage: str
     citation: str | None
+    how: str
     protocol: str = "inspection"
     has_masks: bool = True
-    how: str = ""
     counts: dict[str, Counts] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     marker: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class DatasetInfo:
 
     def instruction(self, category: str = "NAME") -> str:
         """Return how to get a category, a clause such as "run `uad data visa`"."""
-        return self.how.format(category=category) or f"run `uad data {self.name}`"
+        return self.how.format(category=category)
 
 
 def _counts(table: str) -> dict[str, Counts]:
@@ -144,7 +144,9 @@ ELPV = _counts("""
 def _published(name: str, **facts) -> DatasetInfo:
     """Return the entry of a benchmark whose title, terms and page are known to `sources`."""
     known = sources.find(name)
-    return DatasetInfo(name=name, title=known.title, licence=known.licence, homepage=known.page, **facts)
+    how = f"run `uad data {name}`" + ", which says what to download by hand" * bool(known.by_hand)
+    about = {"title": known.title, "licence": known.licence, "homepage": known.page, "how": how}
+    return DatasetInfo(name=name, **(about | facts))
 
 
 CATALOGUE: tuple[DatasetInfo, ...] = (
@@ -189,7 +191,6 @@ CATALOGUE: tuple[DatasetInfo, ...] = (
         categories=tuple(MPDD),
         counts=MPDD,
         citation="jezek2021mpdd",
-        how="download it with a browser from the link on its page and unpack it into the folder mpdd",
         aliases=("MPDD",),
     ),
     _published(
@@ -207,7 +208,6 @@ CATALOGUE: tuple[DatasetInfo, ...] = (
         categories=tuple(PCB_BANK),
         counts=PCB_BANK,
         citation="yao2024glad",
-        how="get the archive and 1cls.csv as its page says and unpack both into the folder pcb_bank",
         aliases=("PCB-Bank", "PCB_Bank"),
     ),
     _published(
