@@ -1,4 +1,4 @@
-"""What the book adds to Sphinx: the table of run times, figures, and pages that load nothing from other servers."""
+"""What the book adds to Sphinx: tables and figures made from the package, and pages that load nothing from other servers."""
 
 from __future__ import annotations
 
@@ -9,42 +9,79 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from figures import draw_all
 from docutils.parsers.rst import directives
+from figures import draw_all
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-__all__ = ["RunTimes", "setup"]
+from uad_core.datasets.catalogue import CATALOGUE, DatasetInfo
 
-COLUMNS = ("Chapter", "Run time", "Device", "Machine", "Python", "torch")
+__all__ = ["DataSets", "RunTimes", "Table", "setup"]
+
 MATHJAX_KEPT = ("tex-chtml.js", "output")
 
 
-class RunTimes(SphinxDirective):
-    """A table of the run time, the machine and the versions stored in every notebook of the book."""
+class Table(SphinxDirective):
+    """A table whose rows are asked for when the book is built; a subclass writes `columns` and `rows`."""
 
     option_spec = {"empty": directives.unchanged}
+    columns: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells, as Markdown."""
+        raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
-        """Build the table; a sentence instead of it when the book holds no notebook."""
-        rows = [self._row(path) for path in sorted(Path(self.env.srcdir, "notebooks").glob("*.ipynb"))]
-        if not rows:
-            return [nodes.paragraph(text=self.options.get("empty", ""))]
-        lines = [f"| {' | '.join(row)} |" for row in [COLUMNS, ("---",) * len(COLUMNS), *rows]]
-        return self.parse_text_to_nodes("\n".join(lines))
-
-    def parse_text_to_nodes(self, text: str) -> list[nodes.Node]:
-        """The nodes of a piece of Markdown."""
+        """Build the table; the sentence in the option `empty` where there is no row."""
+        rows = self.rows()
+        table = [f"| {' | '.join(row)} |" for row in [self.columns, ("---",) * len(self.columns), *rows]]
         holder = nodes.container()
-        self.state.nested_parse(text.splitlines(), self.content_offset, holder)
+        self.state.nested_parse(table if rows else [self.options.get("empty", "")], self.content_offset, holder)
         return holder.children
+
+
+class RunTimes(Table):
+    """Run time, machine and versions, as stored in every notebook of the book."""
+
+    columns = ("Chapter", "Run time", "Device", "Machine", "Python", "torch")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row for each notebook."""
+        return [self._row(path) for path in sorted(Path(self.env.srcdir, "notebooks").glob("*.ipynb"))]
 
     def _row(self, path: Path) -> tuple[str, ...]:
         self.env.note_dependency(str(path))
         stored = json.loads(path.read_text("utf-8"))["metadata"].get("uad", {})
-        link = f"{{doc}}`/notebooks/{path.stem}`"
         seconds = f"{stored['seconds']:.0f} s" if "seconds" in stored else "not run"
-        return (link, seconds, *(stored.get(key, "") for key in ("device", "machine", "python", "torch")))
+        details = (stored.get(key, "") for key in ("device", "machine", "python", "torch"))
+        return (f"{{doc}}`/notebooks/{path.stem}`", seconds, *details)
+
+
+class DataSets(Table):
+    """What the package's catalogue says of each data set: content, size, terms, and how to get it."""
+
+    columns = ("Name", "What it shows", "Size", "Licence, as stated by its authors", "How to get it")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row for each data set."""
+        return [self._row(info) for info in CATALOGUE]
+
+    def _row(self, info: DatasetInfo) -> tuple[str, ...]:
+        name = f"`{info.name}`" + (f" {{cite}}`{info.citation}`" if info.citation else "")
+        how = info.instruction().removeprefix("run ")
+        page = f"; [its page]({info.homepage})" if info.homepage else ""
+        return (name, info.summary, _size(info), info.licence, how + page)
+
+
+def _size(info: DatasetInfo) -> str:
+    counts = info.counts.values()
+    if info.protocol == "one_class":
+        return f"{len(info.categories)} classes"
+    if not counts:
+        return "any number" if info.name == "procedural" else ""
+    train, test = sum(count.train for count in counts), sum(count.test for count in counts)
+    of = f"{len(counts)} categories: " if len(counts) > 1 else ""
+    return f"{of}{train:,} for training, {test:,} for testing{'' if info.has_masks else '; no masks'}"
 
 
 def prune_mathjax(app: Sphinx, error: Exception | None) -> None:
@@ -80,6 +117,7 @@ def keep_bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("run-times", RunTimes)
+    app.add_directive("data-sets", DataSets)
     app.connect("builder-inited", draw_figures)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)
