@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest

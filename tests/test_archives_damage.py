@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import lzma
-import os
 import random
 import shutil
 import sys

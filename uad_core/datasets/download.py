@@ -180,8 +180,10 @@ def _unpack(archive: Path, benchmark: Benchmark, wanted: Tree, root: Path, progr
 
 def _locate(tree: Tree, inside: Path, single: bool) -> Path | None:
     """Return the folder that is the tree: the one of its name, or any with its marker if it must be the only one."""
-    places = [folder for depth in range(DEEPEST) for folder in inside.glob("/".join("*" * depth) or ".")]
-    places = [folder for folder in places if (folder / tree.marker).exists()]
+    places, level = [], [inside]
+    for _ in range(DEEPEST):
+        places += [folder for folder in level if (folder / tree.marker).exists()]
+        level = [child for folder in level for child in sorted(folder.iterdir()) if child.is_dir()]
     named = [folder for folder in places if folder.name == tree.name]
     return next(iter(named or (places if single else ())), None)
 
