@@ -1,8 +1,9 @@
-"""What all tests share: the repository's folder, and a warning-free headless matplotlib."""
+"""What all tests share: the repository's folder, the modules beside this one, and a headless matplotlib."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).resolve().parents[1]
+# What several tests share lies in modules beside them.
+sys.path.append(str(ROOT / "tests"))
 
 
 @pytest.fixture(scope="session")

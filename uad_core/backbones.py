@@ -103,6 +103,8 @@ def load_backbone(
 
     Raises UserError for an unknown network, a stride it lacks, or weights that are not to be had.
     """
+    if weights not in ("auto", "random"):
+        raise UserError(f"no weights {weights!r}: choose 'auto' or 'random'")
     info = BACKBONES.get(name, BackboneInfo(name))
     net = _create(name, _level_indices(name, strides), pretrained=weights == "auto" and info.package is None)
     if weights == "auto" and info.package is not None:
@@ -114,14 +116,13 @@ def _create(name: str, indices: tuple[int, ...] | None, pretrained: bool) -> nn.
     import timm
 
     options = {} if indices is None else {"out_indices": indices}
-    if name.startswith("vit_"):
+    if name.startswith(("vit_", "deit_")):
         options["dynamic_img_size"] = True
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise
-        raise UserError(f"no network {name!r} in timm {timm.__version__}: `uad list` names those of the book") from None
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"no network {name!r} in timm {timm.__version__} ({reason}): `uad list` names those of the book") from None
     except OSError as error:
         raise UserError(
             f"no weights for {name!r}: the download failed ({type(error).__name__}); go online once, or use "
@@ -131,8 +132,11 @@ def _create(name: str, indices: tuple[int, ...] | None, pretrained: bool) -> nn.
 
 def _level_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     """Translate strides into timm's feature indices, without allocating the network."""
+    if list(strides) != sorted(set(strides)) or not strides:
+        raise UserError(f"strides {strides} are no pyramid: name each level once, finest first, such as 4,8,16")
     with torch.device("meta"):
-        reductions = list(_create(name, None, pretrained=False).feature_info.reduction())
+        # All levels, not only the last three that timm chooses of a vision transformer.
+        reductions = [level["reduction"] for level in _create(name, None, pretrained=False).feature_info.info]
     if len(set(reductions)) == 1 and len(reductions) >= len(strides):
         step = len(reductions) / len(strides)
         return tuple(round(step * (i + 1)) - 1 for i in range(len(strides)))
