@@ -64,8 +64,7 @@ def extract(
     folder = Path(cache) / key
     if not folder.is_dir():
         _fill(folder, backbone, images, device, progress)
-    levels = [torch.from_numpy(np.load(file, mmap_mode="c")) for file in sorted(folder.glob("*.npy"))]
-    return Features(levels, key)
+    return Features([_kept(folder / f"level{k}.npy") for k in range(len(backbone.strides))], key)
 
 
 def _in_memory(level: int, shape: tuple[int, ...]) -> Tensor:
@@ -85,7 +84,14 @@ def _fill(folder: Path, backbone: Backbone, images, device, progress: bool) -> N
     except OSError as error:
         if folder.is_dir():  # another process was faster: its entry has the same content
             return
-        raise UserError(f"cannot keep features in {folder.parent}: {error.strerror}; free space or choose another folder") from None
+        raise UserError(f"cannot keep features in {folder.parent}: {error.strerror or error}; free space or choose another folder") from None
+
+
+def _kept(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path} is damaged: remove the folder {path.parent}, and its features are computed again") from None
 
 
 def _mapped(folder: Path, level: int, shape: tuple[int, ...]) -> Tensor:
@@ -124,12 +130,14 @@ def pyramid_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
 def image_batches(images, device: torch.device, *, progress: bool = False, title: str = "images"):
     """Yield batches (B, 3, H, W) of a set or a tensor on `device`, in order.
 
-    On a GPU, worker processes decode ahead and batches are large. On a CPU small batches stay in its cache.
+    On a GPU, worker processes decode ahead and batches are large. On a CPU a batch has as many pixels as four images of
+    256 pixels, so that its features stay in the processor's cache.
     """
     cuda = device.type == "cuda"
+    height, width = images.shape[-2:] if isinstance(images, Tensor) else images.image_size
     loader = DataLoader(
         images,
-        batch_size=32 if cuda else 4,
+        batch_size=32 if cuda else max(1, 4 * 256**2 // (height * width)),
         num_workers=min(8, os.cpu_count() or 1) if cuda and not isinstance(images, Tensor) else 0,
         pin_memory=cuda,
     )
@@ -143,5 +151,6 @@ def _key(backbone: Backbone, images) -> str:
         content, size = hashlib.sha256(images.cpu().contiguous().numpy().tobytes()).hexdigest(), tuple(images.shape)
     else:
         content, size = images.sha256, (len(images), *images.image_size)
-    parts = (content, size, backbone.name, backbone.weights_sha256, backbone.strides, backbone.mean.flatten().tolist())
+    scaling = [buffer.flatten().tolist() for buffer in (backbone.mean, backbone.std)]
+    parts = (content, size, backbone.name, backbone.weights_sha256, backbone.strides, scaling)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -8,7 +8,6 @@ both would make two images incomparable.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +46,7 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
     """
     if sigma <= 0:
         return maps
-    radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
+    radius = min(int(4 * sigma + 0.5), min(maps.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)

@@ -7,6 +7,8 @@ checkpoint exactly as if nothing had happened: on a CPU, to the bit.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from tqdm.auto import tqdm
 
 from uad_core.errors import UserError
 
-__all__ = ["Batches", "Schedule", "pick_device", "seed_everything", "train"]
+__all__ = ["Batches", "Schedule", "pick_device", "train"]
 
 CHECKPOINT_SECONDS = 15.0
 
@@ -39,7 +41,7 @@ class Schedule:
 
     epochs, batch_size: counts. lr: peak learning rate of Adam. decay: "constant", or "onecycle" (a short warm-up,
     then a cosine to zero). clip: largest gradient norm, 0 for none. precision: "auto" (half precision on CUDA,
-    single elsewhere) or any precision that Lightning Fabric knows, such as "bf16-mixed".
+    single elsewhere), or a name of Lightning Fabric's: "32-true", "16-mixed", "bf16-mixed".
     """
 
     epochs: int
@@ -67,11 +69,6 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch on all devices."""
-    torch.manual_seed(seed)
-
-
 def train(
     model: nn.Module,
     data: Batches,
@@ -89,10 +86,12 @@ def train(
     loss: maps one batch of `data` to a scalar, using `model`. checkpoint: a file that is written every few seconds and
     taken up again when it stands for the same `key` (whatever determines the run). The last epoch counts.
 
+    A last batch of one image joins the batch before it: batch normalisation cannot learn from a single value.
+
     Raises UserError when the loss is no longer finite.
     """
     fabric, model, optimiser = _set_up(model, schedule, device)
-    steps = schedule.epochs * -(-len(data) // schedule.batch_size)
+    steps = schedule.epochs * len(split(torch.arange(len(data)), schedule.batch_size))
     decay = _decay(optimiser, schedule, steps)
     state = {"model": model, "optimiser": optimiser, "decay": decay}
     history = _resume(state, checkpoint, key, device)
@@ -112,6 +111,14 @@ def train(
 def hash_seed(seed: int, epoch: int) -> int:
     """Give every epoch of every seed its own random stream."""
     return seed * 1_000_003 + epoch
+
+
+def split(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order of images (N,) into batches, the last of them no single image if that can be helped."""
+    batches = list(order.split(batch_size))
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _set_up(model: nn.Module, schedule: Schedule, device: torch.device):
@@ -141,7 +148,7 @@ def _epoch(fabric, state: dict, data: Batches, loss, schedule: Schedule, seed: i
     torch.manual_seed(seed)
     model.train()
     total = torch.zeros((), device=device)
-    for index in torch.randperm(len(data)).split(schedule.batch_size):
+    for index in split(torch.randperm(len(data)), schedule.batch_size):
         optimiser.zero_grad()
         with fabric.autocast():
             value = loss(data.batch(index, device))
@@ -158,25 +165,30 @@ def _epoch(fabric, state: dict, data: Batches, loss, schedule: Schedule, seed: i
 
 
 def _save(state: dict, history: list[float], checkpoint: Path, key: str) -> None:
-    """Write beside, then rename: a killed process leaves the previous checkpoint whole."""
+    """Write the checkpoint behind its SHA-256, beside, then rename: a killed process leaves the previous one whole."""
+    # Serialised in memory first: torch reports a full disk as an error of its own, a plain write as OSError.
+    buffer = io.BytesIO()
+    torch.save({"key": key, "history": history, **{k: v.state_dict() for k, v in state.items()}}, buffer)
+    content = buffer.getvalue()
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     part = checkpoint.with_name(checkpoint.name + f".{os.getpid()}.part")
     try:
-        torch.save({"key": key, "history": history, **{k: v.state_dict() for k, v in state.items()}}, part)
+        part.write_bytes(hashlib.sha256(content).digest() + content)
         os.replace(part, checkpoint)
     finally:
         part.unlink(missing_ok=True)
 
 
 def _resume(state: dict, checkpoint: Path | None, key: str, device: torch.device) -> list[float]:
-    """Load a checkpoint of the same run into `state`; start afresh where there is none or it belongs to another run."""
+    """Load a checkpoint of the same run into `state`; start afresh where there is none, or a damaged or another run's."""
     if checkpoint is None or not checkpoint.is_file():
         return []
-    try:
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-    except Exception:  # whatever a damaged file raises: training again is always right
+    content = checkpoint.read_bytes()
+    digest, content = content[:32], content[32:]
+    if hashlib.sha256(content).digest() != digest:
         return []
-    if saved.get("key") != key:
+    saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    if saved["key"] != key:
         return []
     for name, part in state.items():
         part.load_state_dict(saved[name])
