@@ -192,6 +192,11 @@ def test_line_with_band_draws_the_mean():
     assert plots.line_with_band(frame, "k", "auroc", logx=True).axes[0].get_xscale() == "log"
 
 
+def test_residuals_are_named_by_their_symbol():
+    ax = plots.rate_curve({"phi_1 (.943)": ([0, 1], [0, 1]), "raw_sum": ([0, 1], [0, 1])}).axes[0]
+    assert [line.get_label() for line in ax.lines] == [r"$\phi_{1}$ (.943)", "raw_sum", "chance"]
+
+
 def test_precision_is_drawn_as_steps():
     for kind, drawn in {"pr": "steps-pre", "roc": "default", "pro": "default"}.items():
         assert plots.rate_curve({"map": ([0, 1], [0, 1])}, kind).axes[0].lines[0].get_drawstyle() == drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from io import BytesIO
 
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 
 from uad_core.errors import UserError
 
-__all__ = ["COLOURS", "MAP_COLOURS", "STYLE", "WIDTH", "Picture", "as_array", "as_picture", "figure", "limits", "style"]
+__all__ = ["COLOURS", "MAP_COLOURS", "STYLE", "WIDTH", "Picture", "as_array", "as_picture", "figure", "limits", "style",
+           "symbol"]
 
 WIDTH = 6.4
 """Width of every figure in inches: 10 pt type is then 17 px high on a page of 800 px and still 8 px on a phone."""
@@ -104,6 +106,11 @@ def as_picture(image: torch.Tensor | np.ndarray) -> np.ndarray:
     if array.ndim != 3 or array.shape[0] != 3:
         raise UserError(f"an image to draw has shape {tuple(array.shape)}: give (3, H, W) with values in [0, 1]")
     return np.clip(array.transpose(1, 2, 0), 0, 1).astype(np.float32)  # (H, W, 3)
+
+
+def symbol(name: str) -> str:
+    """A name with every `phi_1` in it written as the formula that it stands for."""
+    return re.sub(r"\bphi_([A-Za-z0-9]+)", r"$\\phi_{\1}$", name)
 
 
 def limits(maps: Iterable, quantile: float = 0.998) -> tuple[float, float]:

@@ -10,11 +10,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from uad_core.errors import UserError
 
-from .base import COLOURS, STYLE, as_array, figure
+from .base import COLOURS, STYLE, as_array, figure, symbol
 
 __all__ = ["grouped_bars", "line_with_band", "loss_curve", "rate_curve", "score_histogram"]
 
@@ -41,8 +41,12 @@ def loss_curve(history: Sequence[float] | Mapping[str, Sequence[float]], *, unit
     ax = sheet.subplots()
     for (name, values), line in zip(parts.items(), _LINES * len(parts), strict=False):
         losses = as_array(values)
-        ax.plot(np.arange(1, len(losses) + 1), losses, line, label=name, marker="o" if len(losses) == 1 else "")
+        ax.plot(np.arange(1, len(losses) + 1), losses, line, label=symbol(name), marker="o" if len(losses) == 1 else "")
     ax.set(xlabel=unit, ylabel="loss (no unit, log scale)", yscale="log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
     if len(parts) > 1:
         ax.legend()
     return sheet
@@ -98,9 +102,10 @@ def rate_curve(
         raise UserError(f"no curve of kind {kind!r}: choose one of {', '.join(_AXES)}")
     sheet = figure(3.6)
     ax = sheet.subplots()
+    # Between two recalls the precision is that of the later one: average precision is the area under these steps.
+    steps = "steps-pre" if kind == "pr" else "default"
     for (name, (x, y)), line in zip(curves.items(), _LINES * len(curves), strict=False):
-        # Between two recalls the precision is that of the later one: average precision is the area under these steps.
-        ax.plot(as_array(x), as_array(y), line, label=name, drawstyle="steps-pre" if kind == "pr" else "default")
+        ax.plot(as_array(x), as_array(y), line, label=symbol(name), drawstyle=steps)
     if kind == "roc":
         ax.plot([0, 1], [0, 1], color=COLOURS["quiet"], linewidth=0.8, label="chance")
     if limit is not None:

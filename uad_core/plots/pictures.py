@@ -25,14 +25,18 @@ Array = torch.Tensor | np.ndarray
 
 
 def clear(axes: Axes) -> None:
-    """Leave nothing of an axes but its picture, title and labels."""
+    """Leave nothing of an axes but its picture, title and labels, and a hairline that parts white from the page."""
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    axes.spines[:].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="#BBBBBB", linewidth=0.5)
 
 
-def draw_outline(axes: Axes, mask: Array, width: float = 1.2) -> None:
-    """Draw the outline of `mask` (H, W) bool into an axes in pixel coordinates; nothing for an empty mask."""
+def draw_outline(axes: Axes, mask: Array, width: float = 1.2, halo: float = 1.2) -> None:
+    """Draw the outline of `mask` (H, W) bool into an axes in pixel coordinates; nothing for an empty mask.
+
+    The line of `width` points has a black edge, `halo` points wider, that keeps it apart from a light image.
+    """
     inside = as_array(mask).astype(bool)
     if not inside.any():
         return
@@ -40,7 +44,7 @@ def draw_outline(axes: Axes, mask: Array, width: float = 1.2) -> None:
     height, width_px = inside.shape
     ring = np.pad(inside, 1).astype(float)
     x, y = np.arange(-1, width_px + 1), np.arange(-1, height + 1)
-    for colour, stroke in (("black", width + 1.2), (COLOURS["outline"], width)):
+    for colour, stroke in (("black", width + halo), (COLOURS["outline"], width)):
         axes.contour(x, y, ring, levels=[0.5], colors=[colour], linewidths=stroke)
     axes.set(xlim=(-0.5, width_px - 0.5), ylim=(height - 0.5, -0.5))
 
@@ -160,9 +164,10 @@ def contact_sheet(image_set: ImageSet, count: int = 12, columns: int = 6) -> Fig
     height, width = image_set.image_size
     sheet = figure(rows * (WIDTH / columns * height / width + 0.25))
     axes = sheet.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        clear(ax)
+    for ax in axes[len(chosen) :]:
+        ax.set_axis_off()
     for ax, i in zip(axes, chosen, strict=False):
+        clear(ax)
         ax.imshow(as_picture(image_set[i]))
         ax.set_title(image_set.defects[i].replace("_", " "), fontsize=9)
         if image_set.has_masks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from uad_core.errors import UserError
 
-from .base import COLOURS, MAP_COLOURS, STYLE, WIDTH, as_array, as_picture, figure, limits
+from .base import COLOURS, MAP_COLOURS, STYLE, WIDTH, as_array, as_picture, figure, limits, symbol
 from .pictures import Array, clear, draw_outline
 
 __all__ = ["residual_panel"]
@@ -74,7 +73,7 @@ def residual_panel(
     _draw_scaled(grid, {"anomaly map": maps}, vmax, "score\n(no unit)")
     if masks is not None:
         for column, mask in enumerate(masks):
-            draw_outline(grid.axes["anomaly map", column], mask, width=0.8)
+            draw_outline(grid.axes["anomaly map", column], mask, width=0.6, halo=0.4)
     _write_titles(grid, titles or [])
     _label_rows(grid, residuals, threshold)
     return grid.sheet
@@ -182,18 +181,12 @@ def _label_rows(grid: _Grid, residuals: Mapping[str, Array], threshold: float | 
         text = _broken(name)
         if name in residuals:
             height, width = as_array(residuals[name]).shape[-2:]
-            text = f"{_symbol(name)}\n{height}×{width}"
+            text = f"{_broken(symbol(name))}\n{height}×{width}"
         if name == "verdict" and threshold is not None:
             text = f"verdict\nat {threshold:#.3g}"
         grid.axes[name, 0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def _symbol(name: str) -> str:
-    """`phi_1` as the formula it stands for; any other name in words."""
-    match = re.fullmatch(r"phi_(\w+)", name)
-    return rf"$\phi_{{{match[1]}}}$" if match else _broken(name)
-
-
 def _broken(name: str) -> str:
-    """A name in words, one to a line."""
-    return name.replace("_", " ").replace(" ", "\n")
+    """A name in words, one to a line; a formula stays whole."""
+    return name if "$" in name else name.replace("_", " ").replace(" ", "\n")
