@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -46,6 +47,7 @@ def method_class(name: str) -> type[Detector]:
 
 def create(
     name: str,
+    /,
     *,
     profile: str = "cpu",
     backbone: str | None = None,
@@ -82,10 +84,10 @@ def _build(kind: type[Detector], chosen: dict[str, Any], seed: int, device: torc
         raise UserError(f"image size {size} is too small: features need at least 32 pixels; use --image-size 64 or more")
     backbone = chosen.pop("backbone")
     config = configure(kind.config_class, chosen)
-    parts = [config]
-    if issubclass(kind, FeatureDetector):
-        parts.append(load_backbone(backbone, config.strides, weights))
+    # On a forked generator: building a detector draws no number of the caller's.
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = [config, load_backbone(backbone, config.strides, weights)] if issubclass(kind, FeatureDetector) else [config]
         torch.manual_seed(seed)
         return kind(*parts, image_size=size, seed=seed).to(device).eval()
 
@@ -102,6 +104,8 @@ def configure(config_class: type[Config], settings: dict[str, Any]) -> Config:
     for key, choices in config_class.CHOICES.items():
         if values.get(key, choices[0]) not in choices:
             raise UserError(f"{key} cannot be {values[key]!r}: choose among {', '.join(map(str, choices))}")
+    for key, value in values.items():
+        _require_range(config_class, key, value)
     return config_class(**values)
 
 
@@ -110,7 +114,9 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
     try:
         if typing.get_origin(wanted) is tuple:
             parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
-            return tuple(typing.get_args(wanted)[0](part) for part in parts)
+            kinds = typing.get_args(wanted)
+            kinds = kinds[:1] * len(parts) if kinds[-1] is Ellipsis else kinds
+            return tuple(kind(part) for kind, part in zip(kinds, parts, strict=True))
         if wanted is bool and isinstance(value, str):
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         return wanted(value)
@@ -119,20 +125,32 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
         raise UserError(f"setting {key}={value!r} is not of type {kind}: write for instance {key}={_example(wanted)}") from None
 
 
+def _require_range(config_class: type[Config], key: str, value: Any) -> None:
+    """Refuse numbers outside the range of their field, infinite ones and empty tuples."""
+    low, high = config_class.RANGES.get(key, (0, math.inf))
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not numbers or any(not low <= n <= high or n == math.inf for n in numbers if not isinstance(n, str)):
+        limits = f"from {low:g} to {high:g}" if high < math.inf else f"from {low:g} up"
+        raise UserError(f"{key} cannot be {value!r}: give {'numbers' if isinstance(value, tuple) else 'a number'} {limits}")
+
+
 def _example(wanted: Any) -> str:
     return {bool: "true", int: "8", float: "0.5"}.get(wanted, "128,64")
 
 
 def save(detector: Detector, folder: Path | str) -> Path:
     """Write a fitted detector as safetensors and JSON, without the backbone's weights; a folder appears whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialise
 
     folder = Path(folder)
+    if folder.exists() and not (folder / "model.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something else than a model: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".model-"))
     try:
-        save_file(detector.own_tensors(), work / "model.safetensors")
+        (work / "model.safetensors").write_bytes(serialise(detector.own_tensors()))
         (work / "model.json").write_text(json.dumps(describe(detector), indent=2) + "\n")
+        os.chmod(work, 0o755)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(work, folder)
@@ -160,14 +178,15 @@ def load(folder: Path | str, device: str | torch.device = "auto") -> Detector:
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    missing = [name for name in ("model.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"no saved model in {folder} ({missing[0]} is missing): `uad run ... --out DIR` writes DIR/model")
     try:
         about = json.loads((folder / "model.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         chosen = dict(about["config"], image_size=about["image_size"], backbone=about["backbone"])
         detector = _build(method_class(about["method"]), chosen, about["seed"], torch.device("cpu"))
         detector.restore(tensors)
-    except FileNotFoundError as error:
-        raise UserError(f"no saved model in {folder} ({Path(error.filename).name} is missing): `uad run ... --out DIR` writes DIR/model") from None
     except UserError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +44,9 @@ class Config:
     score: str = reconstruction("max", "image score: 'max' or 'mean' of the anomaly map")
     map_stride: int = reconstruction(1, "pixels of the image per pixel of the anomaly map")
 
+    # Text fields take one of these; numbers lie within these limits, from 0 up where none are given.
     CHOICES: ClassVar[dict[str, tuple]] = {"score": ("max", "mean")}
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {"map_stride": (1, 32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +58,14 @@ class TrainedConfig(Config):
     lr: float = reconstruction(3e-3, "peak learning rate of Adam")
     decay: str = reconstruction("onecycle", "'constant', or 'onecycle': a short warm-up, then a cosine to zero")
     clip: float = reconstruction(0.0, "largest gradient norm; 0 for none")
-    precision: str = reconstruction("auto", "'auto', or a precision of Lightning Fabric")
+    precision: str = reconstruction("auto", "'auto', '32-true', '16-mixed' or 'bf16-mixed'")
 
-    CHOICES: ClassVar[dict[str, tuple]] = {**Config.CHOICES, "decay": ("constant", "onecycle")}
+    CHOICES: ClassVar[dict[str, tuple]] = {
+        **Config.CHOICES,
+        "decay": ("constant", "onecycle"),
+        "precision": ("auto", "32-true", "16-mixed", "bf16-mixed"),
+    }
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {**Config.RANGES, "epochs": (1, math.inf), "batch_size": (1, math.inf)}
 
     def schedule(self) -> Schedule:
         """Collect the fields that the training loop needs."""
@@ -143,6 +151,12 @@ class Detector(nn.Module):
         """Place the verdict's threshold above the scores (N,) of normal images."""
         self.threshold.fill_(scoring.normal_threshold(normal_scores).item())
 
+    def save(self, folder: Path | str) -> Path:
+        """Write the fitted detector into `folder`: see `uad_core.save`."""
+        from uad_core import methods
+
+        return methods.save(self, folder)
+
     def own_tensors(self) -> dict[str, Tensor]:
         """Return the weights and buffers that fitting made; the backbone's are not among them."""
         return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("backbone.")}
@@ -183,6 +197,7 @@ class FeatureDetector(Detector):
         """Return the named residual maps (N, h, w) of one batch of pyramids [(N, C_l, h_l, w_l)]."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def residuals(self, images: Tensor) -> dict[str, Tensor]:
         return self.feature_residuals([f.float() for f in pyramid_of(self.backbone, images.to(self.device))])
 

@@ -8,6 +8,7 @@ Roth et al., CVPR 2022, with a random bank instead of a coreset).
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uad_core.backbones import Backbone
+from uad_core.errors import UserError
 from uad_core.features import Features
 from uad_core.methods.base import Config, Detector, FeatureDetector, TrainedConfig, reconstruction
 from uad_core.training import train
@@ -32,6 +34,8 @@ class PixelAutoencoderConfig(TrainedConfig):
     width: int = reconstruction(32, "channels after the first convolution; each further stage doubles them, up to 4x")
     stages: int = reconstruction(5, "halvings between the image and the code")
 
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {**TrainedConfig.RANGES, "width": (1, math.inf), "stages": (1, 8)}
+
 
 class PixelAutoencoder(Detector):
     """A convolutional autoencoder whose residual is the squared difference of pixels."""
@@ -39,15 +43,17 @@ class PixelAutoencoder(Detector):
     name = "pixel_ae"
     config_class = PixelAutoencoderConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(epochs=3, width=8),
+        "smoke": dict(image_size=128, epochs=40, width=16),
         "cpu": dict(),
         "colab": dict(epochs=200, width=64),
         "paper": dict(epochs=400, width=64),
     }
-    one_class: ClassVar[dict[str, Any]] = dict(image_size=64, sigma=0.0, score="mean", map_stride=4, stages=4)
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=64, sigma=0.0, score="mean", map_stride=4, stages=4, epochs=4)
 
     def __init__(self, config: PixelAutoencoderConfig, image_size: tuple[int, int], seed: int):
         super().__init__(config, image_size, seed)
+        if min(image_size) < 2**config.stages:
+            raise UserError(f"{config.stages} halvings leave nothing of {min(image_size)} pixels: set fewer stages")
         widths = [3, *(config.width * min(2**i, 4) for i in range(config.stages))]
         self.encoder = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:])))
         self.decoder = nn.Sequential(*(_up(b, a) for a, b in reversed(list(zip(widths, widths[1:])))))
@@ -66,6 +72,7 @@ class PixelAutoencoder(Detector):
         out = self.decoder(self.encoder(images - 0.5)) + 0.5
         return F.interpolate(out, size=images.shape[-2:], mode="bilinear") if out.shape != images.shape else out
 
+    @torch.no_grad()
     def residuals(self, images: Tensor) -> dict[str, Tensor]:
         return {"pixels": (images - self.reconstruct(images)).square().mean(1)}  # (N, H, W)
 
@@ -95,6 +102,8 @@ class NearestNeighbourConfig(Config):
     strides: tuple[int, ...] = reconstruction((8, 16), "levels that are joined into one patch feature")
     bank: int = reconstruction(4096, "patches kept, drawn at random from all normal ones")
 
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {**Config.RANGES, "strides": (1, math.inf), "bank": (1, math.inf)}
+
 
 class NearestNeighbour(FeatureDetector):
     """The distance of every patch to the nearest of some stored normal patches."""
@@ -102,12 +111,12 @@ class NearestNeighbour(FeatureDetector):
     name = "knn"
     config_class = NearestNeighbourConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(bank=1024),
+        "smoke": dict(image_size=128, bank=1024),
         "cpu": dict(),
         "colab": dict(backbone="wide_resnet50_2", bank=40_000),
         "paper": dict(backbone="wide_resnet50_2", bank=40_000),
     }
-    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, sigma=0.0, score="mean", map_stride=4)
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=64, sigma=0.0, map_stride=4)
 
     def __init__(self, config: NearestNeighbourConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)

@@ -13,6 +13,7 @@ could read of it: they are our reconstruction, and each is a field of `HFRConfig
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from uad_core import scoring
 from uad_core.backbones import Backbone
+from uad_core.errors import UserError
 from uad_core.features import Features
 from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
 from uad_core.training import train
@@ -51,6 +53,12 @@ class HFRConfig(TrainedConfig):
         "bottleneck": ("stride2", "1x1", "none"),
         "mode": tuple(MODES),
         "fusion": ("sum", "product"),
+    }
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **TrainedConfig.RANGES,
+        "strides": (1, math.inf),
+        "widths": (1, math.inf),
+        "betas": (0, 0.9999),
     }
 
 
@@ -91,14 +99,17 @@ class ResidualBlock(nn.Module):
 class Decoder(nn.Module):
     """Rebuild the whole pyramid from the code, coarse to fine.
 
-    channels: C_1 ... C_K of the encoder. widths: of the code and of the stages K ... 1. No connection leads from
-    the encoder to the decoder but the code.
+    channels, strides: C_1 ... C_K of the encoder, and its pixels per feature. widths: of the code and of the stages
+    K ... 1. No connection leads from the encoder to the decoder but the code.
     Source: HFR chapter, equation (hfr-decoder) [reconstruction].
     """
 
-    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], blocks: int, code: Bottleneck):
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[int, ...], widths: tuple[int, ...], blocks: int, code: Bottleneck
+    ):
         super().__init__()
-        inputs, scales = (code.channels, *widths[1:-1]), (code.scale, *[2] * (len(channels) - 1))
+        steps = [coarse // fine for fine, coarse in zip(strides, strides[1:])]
+        inputs, scales = (code.channels, *widths[1:-1]), (code.scale, *reversed(steps))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(before, width, scale, stride=scale),
@@ -123,7 +134,7 @@ class HFR(FeatureDetector):
     name = "hfr"
     config_class = HFRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(epochs=3, widths=(64, 48, 32, 16)),
+        "smoke": dict(image_size=128, epochs=20),
         "cpu": dict(),
         "colab": dict(backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=60, batch_size=16, lr=1e-3),
         "paper": dict(
@@ -131,14 +142,18 @@ class HFR(FeatureDetector):
             betas=(0.5, 0.999), decay="constant", standardise=False,
         ),
     }  # fmt: skip
-    # Small images with one normal class have no regions to localise: the whole map speaks, unsmoothed.
-    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, sigma=0.0, score="mean", map_stride=4)
+    # Small images with one normal class: thousands of them, so few epochs; nothing to localise, so no smoothing.
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=64, sigma=0.0, map_stride=4, epochs=4, batch_size=64)
 
     def __init__(self, config: HFRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)
         channels = backbone.channels
+        if len(config.widths) != len(channels) + 1:
+            raise UserError(
+                f"widths {config.widths} do not fit {len(channels)} levels: give {len(channels) + 1} numbers, the code's first"
+            )
         self.bottleneck = Bottleneck(config.bottleneck, channels[-1], config.widths[0])
-        self.decoder = Decoder(channels, config.widths, config.blocks, self.bottleneck)
+        self.decoder = Decoder(channels, backbone.strides, config.widths, config.blocks, self.bottleneck)
         for k, c in enumerate(channels):
             self.register_buffer(f"mean_{k}", torch.zeros(1, c, 1, 1))
             self.register_buffer(f"std_{k}", torch.ones(1, c, 1, 1))
@@ -146,23 +161,23 @@ class HFR(FeatureDetector):
 
     def standardise(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Bring the channels of all levels to one scale: equation (hfr-standardise) [reconstruction]."""
-        buffers = self.get_buffer
-        return [(f - buffers(f"mean_{k}")) / buffers(f"std_{k}") for k, f in enumerate(pyramid)]
+        mean, std = ([self.get_buffer(f"{name}_{k}") for k in range(len(pyramid))] for name in ("mean", "std"))
+        return [(f - m) / s for f, m, s in zip(pyramid, mean, std)]
 
-    def reconstruct(self, f: list[Tensor]) -> list[Tensor]:
+    def reconstruct(self, f_enc: list[Tensor]) -> list[Tensor]:
         """Return the decoder's pyramid for a standardised pyramid, of which it sees the deepest level only."""
-        code = self.bottleneck(f[-1])  # (N, width, h, w)
-        return self.decoder(code, [tuple(level.shape[-2:]) for level in f])
+        code = self.bottleneck(f_enc[-1])  # (N, width, h, w)
+        return self.decoder(code, [tuple(level.shape[-2:]) for level in f_enc])
 
     def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return phi_1 ... phi_K, finest first: equation (hfr-residual) [form is a reconstruction].
 
         pyramid: [(N, C_k, h_k, w_k)] -> {"phi_k": (N, h_k, w_k)}.
         """
-        f = self.standardise(pyramid)
-        lambda_d, lambda_c = MODES[self.config.mode]
-        pairs = zip(f, self.reconstruct(f))
-        return {f"phi_{k}": scoring.feature_distance(a, b, lambda_d, lambda_c) for k, (a, b) in enumerate(pairs, 1)}
+        f_enc = self.standardise(pyramid)
+        f_dec = self.reconstruct(f_enc)
+        weights = MODES[self.config.mode]
+        return {f"phi_{k}": scoring.feature_distance(a, b, *weights) for k, (a, b) in enumerate(zip(f_enc, f_dec), 1)}
 
     def loss(self, pyramid: list[Tensor]) -> Tensor:
         """Sum over levels of the mean residual: equation (hfr-loss); that loss and map are one is the paper's."""
@@ -183,26 +198,31 @@ class HFR(FeatureDetector):
         """Mean and deviation of each channel over all normal images and positions.
 
         A channel that hardly varies on normal images must not be blown up by its own rounding noise: its deviation
-        is raised to a fraction of the level's median one.
+        is raised to a fraction of the median one, taken over the level's channels that do vary.
         """
         for k, level in enumerate(features.levels):
             std, mean = _channel_moments(level)
-            floor = self.config.floor * std.median()
+            varying = std[std > 1e-3 * std.max()]
+            floor = self.config.floor * varying.median() if len(varying) else torch.ones(())
             self.get_buffer(f"mean_{k}").copy_(mean.view(1, -1, 1, 1))
             self.get_buffer(f"std_{k}").copy_(std.clamp_min(max(floor.item(), 1e-6)).view(1, -1, 1, 1))
 
 
 def _channel_moments(level: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-    """Deviation and mean (C,) of maps (N, C, h, w), in chunks and in double precision: half would overflow."""
+    """Deviation and mean (C,) of maps (N, C, h, w), in chunks and in double precision: half would overflow.
+
+    Values count from the first one, so that the deviation of a constant channel is exactly 0.
+    """
+    origin = level[:1, :, :1, :1].double()  # (1, C, 1, 1)
     total = torch.zeros(level.shape[1], dtype=torch.float64)
     square = torch.zeros_like(total)
     for part in level.split(chunk):
-        part = part.double()
+        part = part.double() - origin
         total += part.sum((0, 2, 3))
         square += part.square().sum((0, 2, 3))
     n = level.numel() / level.shape[1]
     mean = total / n
-    return (square / n - mean.square()).clamp_min(0).sqrt(), mean
+    return (square / n - mean.square()).clamp_min(0).sqrt(), mean + origin.flatten()
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
