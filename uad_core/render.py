@@ -110,20 +110,20 @@ def _as_text(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([title, "", *lines, "", *notes]) + "\n"
+    return "\n".join([title, "", *lines, "", *notes]).rstrip("\n")
 
 
 def _as_markdown(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
     """A pipe table between its title and its notes."""
     rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.astype(str).to_numpy().tolist()]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join([title, "", *lines, "", *(f"{note}  " for note in notes)]).rstrip() + "\n"
+    return "\n".join([title, "", *lines, "", *(f"{note}  " for note in notes)]).rstrip()
 
 
 def _as_latex(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
     """A table with booktabs rules; needs \\usepackage{booktabs}."""
     text = cells.to_latex(index=False, escape=True, caption=" ".join([f"{title}.", *notes]).replace("%", r"\%"))
-    return text.replace("±", r"$\pm$").replace("–", "--")
+    return text.replace("±", r"$\pm$").replace("–", "--").rstrip("\n")
 
 
 def _as_html(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
@@ -131,7 +131,7 @@ def _as_html(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
     text = cells.to_html(index=False, border=0, justify="left", classes="uad-table")
     start = text.index(">") + 1
     caption = f"\n  <caption>{escape(title)}</caption>"
-    return f"{text[:start]}{caption}{text[start:]}\n<p>{'<br>'.join(escape(note) for note in notes)}</p>\n"
+    return f"{text[:start]}{caption}{text[start:]}\n<p>{'<br>'.join(escape(note) for note in notes)}</p>"
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame, str, list[str]], str] | None] = {

@@ -38,7 +38,7 @@ def names(folder: Path | None = None) -> list[str]:
 
 
 def table(name: str, folder: Path | None = None, format: str = "text") -> str:
-    """A table as text to print or to paste.
+    """A table as text to print or to paste, without a newline at its end.
 
     Args:
         name: see `names`.
@@ -52,7 +52,7 @@ def table(name: str, folder: Path | None = None, format: str = "text") -> str:
         raise UserError(f"no table format {format!r}: choose one of {', '.join(render.FORMATS)}")
     numbers = frame(name, folder)
     if format == "csv":
-        return numbers.to_csv(index=False)
+        return numbers.to_csv(index=False).rstrip("\n")
     shown = render.costs(numbers) if name == "cost" else render.metrics(numbers, _shown_metrics(name))
     return render.FORMATS[format](shown, _title(name), render.notes(numbers))
 
