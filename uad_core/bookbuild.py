@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from uad_core import datasets
 from uad_core.errors import UserError
+from uad_core.methods import PROFILES
 
 __all__ = ["build"]
 
@@ -29,19 +30,31 @@ def build(dataset: str | None, root: Path | None, category: str | None, profile:
     home = _source_tree()
     if find_spec("jupyter_book") is None:
         raise UserError("the book's tool chain is not installed: pip install -e '.[book]' in the source tree, or `make book`")
-    environment = dict(os.environ)
-    if dataset is not None:
-        chosen = category or datasets.categories(dataset, root)[0]
-        datasets.load(dataset, chosen, root=root)  # say now, not after minutes, that there is no such data
-        environment |= {"UAD_DATASET": str(dataset), "UAD_CATEGORY": chosen, "UAD_DATA": str(datasets.data_root(root).resolve())}
-    if profile is not None:
-        environment["UAD_PROFILE"] = profile
+    environment = {**os.environ, **_chosen(dataset, root, category, profile)}
     source = _copy(home, out / "source")
     for notebook in tqdm(sorted((source / "notebooks").glob("*.ipynb")), desc="notebooks"):
         command = ["nbconvert", "--to", "notebook", "--execute", "--inplace", "--ExecutePreprocessor.record_timing=False"]
         _python(["-m", "jupyter", *command, str(notebook)], environment, f"{notebook.name} failed")
     _python(["-m", "jupyter_book", "build", str(source)], environment, "the book could not be built")
     return source / "_build" / "html" / "index.html"
+
+
+def _chosen(dataset: str | None, root: Path | None, category: str | None, profile: str | None) -> dict[str, str]:
+    """Return the variables that the notebooks read; say now, not after minutes, that there is no such data or profile."""
+    variables = {}
+    if profile is not None:
+        if profile not in PROFILES:
+            raise UserError(f"no profile {profile!r}: choose among {', '.join(PROFILES)}")
+        variables["UAD_PROFILE"] = profile
+    if dataset is not None or category is not None:
+        dataset = dataset or "procedural"
+        category = category or datasets.categories(dataset, root)[0]
+        datasets.load(dataset, category, root=root)
+        # The notebooks run in a folder of their own, where a relative path would lead elsewhere.
+        named = dataset in {info.name for info in datasets.catalogue(root)}
+        variables["UAD_DATASET"] = dataset if named else str(Path(dataset).expanduser().resolve())
+        variables |= {"UAD_CATEGORY": category, "UAD_DATA": str(datasets.data_root(root).resolve())}
+    return variables
 
 
 def _source_tree() -> Path:
@@ -54,6 +67,8 @@ def _source_tree() -> Path:
 
 def _copy(home: Path, source: Path) -> Path:
     if source.exists():
+        if not (source / "_toc.yml").is_file():
+            raise UserError(f"{source} holds something else than a book: choose another --out")
         shutil.rmtree(source)
     source.mkdir(parents=True)
     for name in PARTS:

@@ -19,12 +19,13 @@ from uad_core.errors import UserError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Unsupervised anomaly detection: fit on normal images, map what is not.",
 )  # fmt: skip
 
 PROFILES = "smoke (seconds), cpu (minutes), colab (a free GPU), paper (a large one)"
 Root = Annotated[Path | None, typer.Option(help="Folder of all data; else $UAD_DATA, else the user's cache folder.")]
+INTERRUPTED = 130
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 
 
@@ -59,7 +60,7 @@ def data(
     if name == "procedural":
         typer.echo("procedural is drawn when it is used: nothing to download; --out DIR writes it as files")
         return
-    typer.echo(f"{datasets.fetch(name, category, root)}: complete")
+    typer.echo(f"{datasets.fetch(name, category, root, _watched())}: complete")
 
 
 @app.command()
@@ -84,7 +85,7 @@ def run(
     experiment = Experiment(
         method, dataset, category, root, profile, backbone, image_size, seed, device, _settings(set_ or [])
     )
-    result = run_experiment(experiment, out)
+    result = run_experiment(experiment, out, progress=_watched())
     typer.echo(json.dumps(result, indent=2) if json_ else _summary(result, out))
 
 
@@ -98,7 +99,7 @@ def predict(
     """Map the anomalies of your own images: one overlay per image, scores.csv and maps.npz."""
     from uad_core.prediction import predict_files
 
-    for row in predict_files(model, images, out, device):
+    for row in predict_files(model, images, out, device, progress=_watched()):
         typer.echo(f"{row.verdict:9s} {row.score:10.4f}  {row.image}")
 
 
@@ -132,6 +133,11 @@ def book(
     typer.echo(f"{build(dataset, root, category, profile, out)}: open it in a browser")
 
 
+def _watched() -> bool:
+    """Whether somebody sees progress bars; in a file they would bury the one line that says what is wrong."""
+    return sys.stderr.isatty()
+
+
 def _settings(pairs: list[str]) -> dict[str, str]:
     settings = {}
     for pair in pairs:
@@ -159,21 +165,22 @@ def _summary(result: dict[str, Any], out: Path) -> str:
 def main() -> None:
     """Run the command line; the console script `uad`."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print("warning:", *str(message).split(), file=sys.stderr)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        status = app(standalone_mode=False) or 0
     except UserError as error:
         _stop(str(error))
-    except typer.Abort:
-        _stop("interrupted", 130)
-    except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on from the last checkpoint", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     except OSError as error:
         _stop(f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its permissions and the free space")
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         _stop(f"{error.format_message()} (see `uad --help`)")
+    if status == INTERRUPTED:  # which some versions of typer return instead of raising
+        _stop("interrupted; repeated, the same command goes on from its last checkpoint", INTERRUPTED)
+    sys.exit(status)
 
 
 def _stop(message: str, status: int = 2) -> None:

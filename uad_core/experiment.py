@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,13 @@ class Experiment:
 
     def detector(self, protocol: str) -> Detector:
         """Build the unfitted detector of this run."""
-        return methods.create(
-            self.method, profile=self.profile, backbone=self.backbone, image_size=self.image_size, seed=self.seed,
-            device=self.device, protocol=protocol, **self.settings,
+        options = dict(
+            profile=self.profile, backbone=self.backbone, image_size=self.image_size, seed=self.seed, device=self.device,
+            protocol=protocol,
         )  # fmt: skip
+        for key in options.keys() & self.settings.keys():
+            raise UserError(f"{key} is no setting that --set changes: see the options of `uad run --help`")
+        return methods.create(self.method, **options, **self.settings)
 
     def data(self, category: str, image_size: tuple[int, int]) -> Category:
         """Load one category at the detector's size; refuse what cannot be fitted or judged."""
@@ -70,8 +73,7 @@ def run(experiment: Experiment, out: Path, *, progress: bool = True) -> dict[str
     """
     names = select_categories(experiment)
     out = Path(out)
-    _claim(out)
-    with _disk_errors(out):
+    with _disk_errors(out), _claimed(out):
         if len(names) == 1:
             return _run_one(dataclasses.replace(experiment, category=names[0]), out, None, progress)
         return _run_each(experiment, names, out, progress)
@@ -83,6 +85,8 @@ def select_categories(experiment: Experiment) -> list[str]:
     if experiment.category == "all":
         return known
     names = [name.strip() for name in experiment.category.split(",") if name.strip()]
+    if len(names) > 1 and (unknown := [name for name in names if name not in known]):
+        raise UserError(f"no category of {experiment.dataset} is called {unknown[0]!r}: choose among {', '.join(known)}")
     if len(set(names)) != len(names) or not names:
         raise UserError(f"--category {experiment.category!r} names no category or one twice: write for instance {','.join(known[:2])}")
     return names
@@ -116,12 +120,14 @@ def _run_one(experiment: Experiment, out: Path, cache: Path | None, progress: bo
 
 def _run_each(experiment: Experiment, names: list[str], out: Path, progress: bool) -> dict[str, Any]:
     """One model per category, each in a folder of its own; finished ones are taken as they are."""
+    head = ("method", "category", "profile", "seed")
+    _finished(out, {**{key: getattr(experiment, key) for key in head}, "overrides": experiment.settings})
     results = {}
     cache = out / "features" if datasets.protocol(experiment.dataset) == "one_class" else None
     for name in names:
         one = dataclasses.replace(experiment, category=name)
-        (out / name).mkdir(parents=True, exist_ok=True)
-        results[name] = _run_one(one, out / name, cache, progress)
+        with _claimed(out / name):
+            results[name] = _run_one(one, out / name, cache, progress)
     combined = _combine(experiment, results)
     _join_maps(out, names)
     _write_json(out / "result.json", combined)
@@ -202,15 +208,17 @@ def _finished(out: Path, frame: dict[str, Any]) -> dict[str, Any] | None:
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError):
-        result = {}
+        result = None
+    result = result if isinstance(result, dict) else {}  # a damaged file is no reason to overwrite it
     differing = [key for key, value in _jsonable(frame).items() if result.get(key) != value]
     if differing:
         raise UserError(f"{out} holds another run (its {differing[0]} differs): choose another --out, or remove that folder")
     return result
 
 
-def _claim(out: Path) -> None:
-    """Make the folder and see that it can be written, before anything is computed."""
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Make the folder and see that it can be written, before anything is computed; a run that fails leaves no empty one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".write-{os.getpid()}"
@@ -218,6 +226,11 @@ def _claim(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # goes only where nothing was written
 
 
 def _require_space(out: Path, n_test: int, detector: Detector) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ class Verdict:
     verdict: str
 
 
-def predict_files(model: Path, images: list[Path], out: Path, device: str = "auto") -> list[Verdict]:
+def predict_files(
+    model: Path, images: list[Path], out: Path, device: str = "auto", *, progress: bool = True
+) -> list[Verdict]:
     """Map and score image files; write overlays, scores.csv and maps.npz into the new folder `out`.
 
     model: the folder of a run, or of a saved model. images: files, or folders whose images are taken. All overlays share
@@ -45,7 +48,7 @@ def predict_files(model: Path, images: list[Path], out: Path, device: str = "aut
     pictures = torch.stack([resize_image(read_image(file), detector.image_size) for file in files])  # (N, 3, H, W)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out")
-    maps, scores = detector.predict(pictures)
+    maps, scores = detector.predict(pictures, progress=progress)
     threshold = detector.threshold.item()
     rows = [Verdict(str(f), float(s), "anomalous" if s > threshold else "normal") for f, s in zip(files, scores)]
     _write(out, rows, _unique_names(files), pictures, maps, threshold)
@@ -66,13 +69,13 @@ def _image_files(paths: list[Path]) -> list[Path]:
 
 
 def _unique_names(files: list[Path]) -> list[str]:
-    """Name each overlay after its image, with a number where two images share a name."""
-    seen: dict[str, int] = {}
-    names = []
+    """Name each overlay after its image, with a number where that name is taken."""
+    names: dict[str, str] = {}  # in lower case, since some file systems do not tell case apart
     for file in files:
-        count = seen[file.stem] = seen.get(file.stem, 0) + 1
-        names.append(file.stem if count == 1 else f"{file.stem}-{count}")
-    return names
+        candidates = (file.stem if i == 1 else f"{file.stem}-{i}" for i in count(1))
+        name = next(name for name in candidates if name.lower() not in names)
+        names[name.lower()] = name
+    return list(names.values())
 
 
 def _write(out: Path, rows: list[Verdict], names: list[str], pictures: Tensor, maps: np.ndarray, threshold: float) -> None:
@@ -83,8 +86,9 @@ def _write(out: Path, rows: list[Verdict], names: list[str], pictures: Tensor, m
         work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".predict-"))
         try:
             for row, name, picture, anomaly_map in zip(rows, names, pictures, maps):
+                title = name.replace("$", r"\$")  # or the plot reads it as mathematics
                 sheet = plots.overlay(
-                    picture, anomaly_map, vmin=vmin, vmax=vmax, score=row.score, threshold=threshold, title=name
+                    picture, anomaly_map, vmin=vmin, vmax=vmax, score=row.score, threshold=threshold, title=title
                 )
                 sheet.savefig(work / f"{name}.png")
             pd.DataFrame([vars(row) for row in rows]).to_csv(work / "scores.csv", index=False)

@@ -1,0 +1,323 @@
+"""One run: what it leaves behind can be checked, is never computed twice, and survives a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from tiny import LITE0, inside, write_category, write_classes
+
+from uad_core import cost, datasets, methods, metrics
+from uad_core.errors import UserError
+from uad_core.experiment import Experiment, run, select_categories
+
+METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+KEYS = {
+    "method": str, "dataset": str, "category": str, "profile": str, "seed": int, "backbone": str, "image_size": int,
+    "overrides": dict, "config": dict, "protocol": str, "n_train": int, "n_test": int, "metrics": dict, "cost": dict,
+    "fingerprint": dict, "environment": dict,
+}  # fmt: skip
+COST = {
+    "fit_s": float, "predict_ms_per_image": float, "backbone_ms_per_image": float, "peak_rss_mb": float,
+    "peak_gpu_mb": type(None), "parameters": int, "model_bytes": int,
+}  # fmt: skip
+SETTINGS = {"epochs": "2", "widths": "16,16,8,8"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried():
+    """Times are measured once: what they are is tested elsewhere."""
+    with mock.patch.object(cost, "ROUNDS", 1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with two categories."""
+    folder = tmp_path_factory.mktemp("data") / "things"
+    for seed, name in enumerate(("alpha", "beta")):
+        write_category(folder / name, seed)
+    return folder
+
+
+def experiment(dataset: Path, category: str = "alpha", **changes) -> Experiment:
+    facts = dict(profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=SETTINGS)
+    return Experiment("hfr", str(dataset), category, **{**facts, **changes})
+
+
+def quiet(one: Experiment, out: Path) -> dict:
+    return run(one, out, progress=False)
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("runs") / "deep" / "alpha"
+    return quiet(experiment(data), out), out
+
+
+@pytest.fixture(scope="module")
+def both(data, tmp_path_factory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("runs") / "both"
+    return quiet(experiment(data, "all"), out), out
+
+
+@pytest.fixture
+def never(monkeypatch) -> None:
+    """Fail if anything is fitted."""
+    monkeypatch.setattr(methods.Detector, "fit", None)
+    monkeypatch.setattr(methods.FeatureDetector, "fit", None)
+
+
+def said(call) -> str:
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def recomputed(maps: Path) -> dict[str, float]:
+    """Every metric from maps.npz alone: scikit-learn's where it has them."""
+    with np.load(maps) as kept:
+        scores, labels = kept["score"], kept["label"]
+        pixels, truth = kept["anomaly_map"].ravel(), kept["mask"].ravel()
+        aupro = metrics.aupro(kept["anomaly_map"], kept["mask"])
+
+    def three(values: np.ndarray, positive: np.ndarray) -> list[float]:
+        precision, recall, _ = precision_recall_curve(positive, values)
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        return [roc_auc_score(positive, values), average_precision_score(positive, values), f1.max()]
+
+    return dict(zip(METRICS, [*three(scores, labels), *three(pixels, truth), aupro], strict=True))
+
+
+# --- what is left behind -------------------------------------------------------------------------------------------
+
+
+def test_the_result_has_exactly_the_contract_s_fields(done, data) -> None:
+    result, out = done
+    assert json.loads((out / "result.json").read_text()) == result
+    assert {key: type(value) for key, value in result.items()} == KEYS
+    assert tuple(result["metrics"]) == METRICS
+    assert all(type(value) is float and 0 <= value <= 1 for value in result["metrics"].values())
+    assert {key: type(value) for key, value in result["cost"].items()} == COST
+    assert set(result["fingerprint"]) == {"data_sha256", "weights_sha256", "code_version"}
+    assert (result["method"], result["dataset"], result["category"]) == ("hfr", "things", "alpha")
+    assert (result["n_train"], result["n_test"], result["image_size"], result["seed"]) == (6, 6, 64, 0)
+    assert (result["protocol"], result["backbone"], result["overrides"]) == ("inspection", LITE0, SETTINGS)
+    assert (result["config"]["epochs"], result["config"]["widths"]) == (2, [16, 16, 8, 8])
+    assert str(data) not in json.dumps(result)
+
+
+def test_a_run_leaves_result_maps_and_model_and_nothing_else(done) -> None:
+    assert inside(done[1]) == ["maps.npz", "model", "model/model.json", "model/model.safetensors", "result.json"]
+
+
+def test_every_metric_can_be_recomputed_from_the_maps(done) -> None:
+    result, out = done
+    assert recomputed(out / "maps.npz") == pytest.approx(result["metrics"], abs=1e-9)
+
+
+def test_the_maps_are_the_model_s(done, data) -> None:
+    result, out = done
+    test = datasets.load(str(data), "alpha", image_size=64).test
+    with np.load(out / "maps.npz") as kept:
+        assert {key: kept[key].dtype.kind for key in kept.files} == {
+            "anomaly_map": "f", "mask": "b", "label": "b", "score": "f", "path": "U",
+        }  # fmt: skip
+        assert kept["anomaly_map"].shape == kept["mask"].shape == (6, 64, 64) and kept["anomaly_map"].dtype == np.float32
+        assert kept["path"].tolist() == test.paths and kept["label"].tolist() == test.labels.tolist()
+        assert np.array_equal(kept["mask"], test.masks())
+        model = methods.load(out / "model", "cpu")
+        maps, scores = model.predict(test, progress=False)
+        assert np.array_equal(maps, kept["anomaly_map"]) and np.array_equal(scores, kept["score"])
+    assert result["cost"]["model_bytes"] == sum(file.stat().st_size for file in (out / "model").iterdir())
+    assert result["cost"]["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+# --- again ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(done, data, tmp_path) -> None:
+    torch.manual_seed(99)
+    again = quiet(experiment(data), tmp_path / "again")
+    assert again["metrics"] == done[0]["metrics"] and again["fingerprint"] == done[0]["fingerprint"]
+    assert quiet(experiment(data, seed=1), tmp_path / "other")["metrics"] != done[0]["metrics"]
+
+
+def test_a_finished_run_is_not_computed_again(done, both, data, never) -> None:
+    for (result, out), category in ((done, "alpha"), (both, "all")):
+        files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+        assert quiet(experiment(data, category), out) == result
+        assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [(dict(seed=1), "seed"), (dict(category="beta"), "category"), (dict(profile="cpu"), "profile"),
+     (dict(settings={**SETTINGS, "epochs": "3"}), "overrides"), (dict(image_size=96), "image_size"),
+     (dict(method="knn", settings={}), "method"), (dict(category="alpha,beta"), "category")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_folder_that_holds_another_run_is_left_alone(done, data, never, changes: dict, what: str) -> None:
+    before = (done[1] / "result.json").read_bytes(), inside(done[1])
+    other = dataclasses.replace(experiment(data), **changes)
+    found = said(lambda: quiet(other, done[1]))
+    assert found == f"{done[1]} holds another run (its {what} differs): choose another --out, or remove that folder"
+    assert ((done[1] / "result.json").read_bytes(), inside(done[1])) == before
+
+
+def test_changed_data_are_another_run(done, data, never, tmp_path) -> None:
+    copy = shutil.copytree(data, tmp_path / "things")
+    shutil.copy(copy / "alpha/test/good/000.png", copy / "alpha/train/good/000.png")
+    with pytest.warns(datasets.DataWarning, match="also train images"):
+        assert "(its fingerprint differs)" in said(lambda: quiet(experiment(copy), done[1]))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_a_damaged_result_is_not_overwritten(data, tmp_path, never, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    assert "holds another run" in said(lambda: quiet(experiment(data), tmp_path))
+    assert (tmp_path / "result.json").read_text() == content
+
+
+SCRIPT = """
+import os, signal, sys
+from uad_core import cli, training
+training.CHECKPOINT_SECONDS = -1.0
+save = training._save
+def killed(state, history, *rest):
+    save(state, history, *rest)
+    if len(history) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+training._save = killed
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_command_repeated_gives_the_metrics_of_the_undisturbed_one(data, tmp_path, monkeypatch) -> None:
+    from tiny import uad
+
+    from uad_core import training
+
+    def command(out: Path) -> list[str]:
+        sets = ["--set", "epochs=5", "--set", "widths=16,16,8,8"]
+        where = ["--dataset", str(data), "--category", "beta", "--out", str(out)]
+        return ["run", "hfr", *where, "--profile", "smoke", "--backbone", LITE0, "--image-size", "64", *sets]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", SCRIPT, *command(tmp_path / "killed")], env=environment, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert inside(tmp_path / "killed") == ["checkpoint.pt"]
+    epochs, epoch = [], training._epoch
+    monkeypatch.setattr(training, "_epoch", lambda *arguments: epochs.append(1) or epoch(*arguments))
+    for name, count in (("killed", 2), ("whole", 5)):
+        epochs.clear()
+        assert uad(*command(tmp_path / name)).status == 0
+        assert len(epochs) == count and "checkpoint.pt" not in inside(tmp_path / name)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "whole")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    tensors = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert tensors[0] == tensors[1]
+
+
+# --- several categories --------------------------------------------------------------------------------------------
+
+
+def test_several_categories_are_kept_one_by_one_and_averaged(both, done) -> None:
+    result, out = both
+    assert {key: type(value) for key, value in result.items()} == {**KEYS, "per_category": dict}
+    assert list(result["per_category"]) == ["alpha", "beta"] and result["category"] == "all"
+    assert result["per_category"]["alpha"] == done[0]["metrics"]
+    for name in METRICS:
+        values = [part[name] for part in result["per_category"].values()]
+        assert result["metrics"][name] == pytest.approx(sum(values) / 2, abs=1e-12)
+    assert (result["n_train"], result["n_test"]) == (12, 12)
+    parts = [json.loads((out / name / "result.json").read_text()) for name in ("alpha", "beta")]
+    assert result["cost"]["fit_s"] == pytest.approx(sum(part["cost"]["fit_s"] for part in parts))
+    assert set(result["cost"]) == set(COST)
+    assert sorted(p.name for p in out.iterdir()) == ["alpha", "beta", "maps.npz", "result.json"]
+
+
+def test_joined_maps_say_whose_each_row_is(both) -> None:
+    result, out = both
+    with np.load(out / "maps.npz") as kept:
+        assert kept["category"].tolist() == ["alpha"] * 6 + ["beta"] * 6
+        for name, part in result["per_category"].items():
+            mine = kept["category"] == name
+            assert roc_auc_score(kept["label"][mine], kept["score"][mine]) == pytest.approx(part["image_auroc"], abs=1e-9)
+            found = metrics.aupro(kept["anomaly_map"][mine], kept["mask"][mine])
+            assert found == pytest.approx(part["aupro"], abs=1e-9)
+
+
+def test_what_was_finished_before_an_interruption_is_not_repeated(data, tmp_path, monkeypatch) -> None:
+    fitted, fit = [], methods.FeatureDetector.fit
+
+    def interrupted(self, images, **options):
+        fitted.append(images.category)
+        if images.category == "beta" and len(fitted) == 2:
+            raise KeyboardInterrupt
+        return fit(self, images, **options)
+
+    monkeypatch.setattr(methods.FeatureDetector, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(experiment(data, "alpha,beta"), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["alpha"]
+    result = quiet(experiment(data, "alpha,beta"), tmp_path / "run")
+    assert fitted == ["alpha", "beta", "beta"] and list(result["per_category"]) == ["alpha", "beta"]
+
+
+def test_categories_are_named_once_and_known(data) -> None:
+    def select(category: str) -> list[str]:
+        return select_categories(experiment(data, category))
+
+    assert select("all") == ["alpha", "beta"] and select("beta, alpha") == ["beta", "alpha"] and select("beta") == ["beta"]
+    for odd in ("", ",", "alpha,alpha"):
+        assert said(lambda odd=odd: select(odd)).startswith(f"--category '{odd}' names no category or one twice")
+    assert said(lambda: select("alpha,gamma")) == f"no category of {data} is called 'gamma': choose among alpha, beta"
+
+
+# --- one class -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "seen"), [("knn", 1), ("pixel_ae", None)])
+def test_one_class_is_normal_and_the_others_are_not(tmp_path, monkeypatch, method: str, seen: int | None) -> None:
+    from uad_core import experiment as module
+
+    tree = write_classes(tmp_path / "classes")
+    computed, extract = [], module.extract
+    monkeypatch.setattr(module, "extract", lambda *a, **k: computed.append(k["cache"]) or extract(*a, **k))
+    settings = {"bank": "50"} if method == "knn" else {"epochs": "1", "width": "4"}
+    one = Experiment(method, str(tree), "all", profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=settings)
+    result = quiet(one, tmp_path / "out")
+    assert (result["protocol"], result["dataset"], list(result["per_category"])) == ("one_class", "classes", ["dark", "fine"])
+    for part in (result["metrics"], *result["per_category"].values()):
+        assert all((part[name] is None) == (name.startswith("pixel") or name == "aupro") for name in METRICS)
+    assert (result["n_train"], result["n_test"]) == (10, 12)
+    # Both classes are judged on the same images: their features are computed once, and removed at the end.
+    assert len(set(computed)) == (seen or 0) and inside(tmp_path / "out").count("features") == 0
+    with np.load(tmp_path / "out/maps.npz") as kept:
+        assert "mask" not in kept.files and kept["anomaly_map"].shape[0] == 12
+        dark = kept["category"] == "dark"
+        assert kept["label"][dark].tolist() == [False] * 3 + [True] * 3
+        assert kept["label"][~dark].tolist() == [True] * 3 + [False] * 3
+        found = roc_auc_score(kept["label"][dark], kept["score"][dark])
+        assert found == pytest.approx(result["per_category"]["dark"]["image_auroc"], abs=1e-9)
+
+
+def test_a_folder_without_masks_has_no_pixel_metrics(tmp_path) -> None:
+    write_category(tmp_path / "bare", masks=False)
+    one = dataclasses.replace(experiment(tmp_path / "bare", "all"), method="knn", settings={"bank": "50"})
+    result = quiet(one, tmp_path / "out")
+    assert result["category"] == "bare" and result["metrics"]["image_auroc"] is not None
+    assert [result["metrics"][name] for name in METRICS[3:]] == [None] * 4

@@ -1,0 +1,179 @@
+"""`uad predict`: a person's own images, each with its overlay and score, in a folder that appears whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny import damage, fitted, inside, refused, tensor, uad, weave, write
+
+from uad_core import methods, plots
+from uad_core.errors import UserError
+from uad_core.prediction import predict_files
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The --out folder of a run, as far as prediction looks at it."""
+    folder = tmp_path_factory.mktemp("run")
+    methods.save(fitted(), folder / "model")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Two normal images and two defective ones."""
+    write(tmp_path / "photos/good", weave(2, seed=7))
+    write(tmp_path / "photos/bad", damage(weave(2, seed=7))[0])
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Overlays that take no time to draw."""
+    sheet = SimpleNamespace(savefig=lambda path: path.touch())
+    monkeypatch.setattr(plots, "overlay", lambda *arguments, **options: sheet)
+
+
+def predicted(model: Path, images: list[Path], out: Path) -> pd.DataFrame:
+    predict_files(model, images, out, "cpu", progress=False)
+    return pd.read_csv(out / "scores.csv")
+
+
+def test_every_image_has_an_overlay_a_score_and_a_map(model, photos, tmp_path) -> None:
+    out = tmp_path / "deep" / "out"
+    ran = uad("predict", model, photos / "good", photos / "bad/001.png", "--out", out, "--device", "cpu")
+    assert ran.status == 0 and ran.err == ""
+    assert inside(out) == ["000.png", "001-2.png", "001.png", "maps.npz", "scores.csv"]
+    files = [photos / "good/000.png", photos / "good/001.png", photos / "bad/001.png"]
+    images = tensor(np.stack([np.asarray(Image.open(file)) for file in files]))
+    scores, maps = fitted().score(images).numpy(), fitted().anomaly_map(images).numpy()
+    table = pd.read_csv(out / "scores.csv")
+    assert list(table) == ["image", "score", "verdict"] and table["image"].tolist() == list(map(str, files))
+    np.testing.assert_allclose(table["score"], scores, rtol=1e-6)
+    assert table["verdict"].tolist() == ["normal", "normal", "anomalous"]
+    with np.load(out / "maps.npz") as kept:
+        np.testing.assert_allclose(kept["anomaly_map"], maps, rtol=1e-6)
+        np.testing.assert_allclose(kept["score"], scores, rtol=1e-6)
+        assert kept["path"].tolist() == list(map(str, files))
+    lines = ran.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["normal", "normal", "anomalous"]
+    assert [line.split()[2] for line in lines] == list(map(str, files))
+    assert [float(line.split()[1]) for line in lines] == pytest.approx(scores.tolist(), abs=1e-4)
+    for name in ("000.png", "001.png", "001-2.png"):
+        with Image.open(out / name) as overlay:
+            assert min(overlay.size) > 100
+
+
+def test_the_verdict_is_the_model_s_threshold(model, photos, tmp_path, undrawn) -> None:
+    table = predicted(model, [photos / "good", photos / "bad"], tmp_path / "out")
+    expected = np.where(table["score"] > fitted().threshold.item(), "anomalous", "normal")
+    assert table["verdict"].tolist() == expected.tolist() == ["normal"] * 2 + ["anomalous"] * 2
+
+
+def test_all_overlays_share_one_colour_scale(model, photos, tmp_path, monkeypatch) -> None:
+    scales, sheet = [], SimpleNamespace(savefig=lambda path: path.touch())
+
+    def watched(image, anomaly_map, **options):
+        scales.append((options["vmin"], options["vmax"]))
+        return sheet
+
+    monkeypatch.setattr(plots, "overlay", watched)
+    predicted(model, [photos / "good", photos / "bad"], tmp_path / "out")
+    maps = np.load(tmp_path / "out/maps.npz")["anomaly_map"]
+    assert scales == [plots.limits(maps)] * 4
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(model, tmp_path, undrawn) -> None:
+    names = ["a/x.png", "b/x.png", "c/x-2.png", "d/X.png", "e/x.bmp"]
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(weave(1, i)[0]).save(tmp_path / name)
+    table = predicted(model, [tmp_path / name for name in names], tmp_path / "out")
+    overlays = sorted(name for name in inside(tmp_path / "out") if name.endswith(".png"))
+    assert len(table) == len(overlays) == len({name.lower() for name in overlays}) == 5
+    assert table["score"].nunique() == 5
+
+
+def test_images_of_any_kind_and_size_are_mapped_at_the_model_s_size(model, tmp_path, undrawn) -> None:
+    image = Image.fromarray(weave(1, size=90)[0]).resize((120, 50))
+    for name, mode in [("grey.png", "L"), ("palette.png", "P"), ("alpha.png", "RGBA"), ("photo.jpg", "RGB"), ("scan.TIFF", "RGB")]:
+        image.convert(mode).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("passed over")
+    table = predicted(model, [tmp_path], tmp_path / "out")
+    assert [Path(name).name for name in table["image"]] == ["alpha.png", "grey.png", "palette.png", "photo.jpg", "scan.TIFF"]
+    assert np.load(tmp_path / "out/maps.npz")["anomaly_map"].shape == (5, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["price $5_a$.png", "Ünïcode ☃.png", "a{b}^_\\%.png", "-.png", "scores.png"])
+def test_any_name_can_be_drawn(model, tmp_path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(weave(1)[0]).save(tmp_path / "in" / name)
+    predicted(model, [tmp_path / "in" / name], tmp_path / "out")
+    assert inside(tmp_path / "out") == sorted([name, "maps.npz", "scores.csv"])
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_something_is_not_touched(model, photos, tmp_path, undrawn) -> None:
+    for out in (photos, photos / "good/000.png"):
+        before = inside(tmp_path)
+        found = refused("predict", model, photos / "good", "--out", out, "--device", "cpu")
+        assert found == f"error: {out} exists and is not an empty folder: choose another --out"
+        assert inside(tmp_path) == before
+    (tmp_path / "empty").mkdir()
+    assert len(predicted(model, [photos / "good"], tmp_path / "empty")) == 2
+
+
+def text(photos: Path) -> list[Path]:
+    (photos / "good/001.png").write_text("I am no picture")
+    return [photos / "good"]
+
+
+def cut(photos: Path) -> list[Path]:
+    file = photos / "good/001.png"
+    file.write_bytes(file.read_bytes()[:-2000])
+    return [file]
+
+
+def nothing(photos: Path) -> list[Path]:
+    return [photos / "good", photos / "good/009.png"]
+
+
+def empty(photos: Path) -> list[Path]:
+    (photos / "empty").mkdir()
+    return [photos / "empty"]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [(text, "good/001.png"), (cut, "good/001.png"), (nothing, "no image {}/good/009.png: check the path"),
+     (empty, "{}/empty holds no images (.bmp, .jpeg, .jpg, .png, .tif, .tiff): name a folder that does, or files")],
+)  # fmt: skip
+def test_unreadable_images_are_named_and_nothing_is_written(model, photos, tmp_path, images, message: str) -> None:
+    chosen = images(photos)
+    before = inside(tmp_path)
+    found = refused("predict", model, *chosen, "--out", tmp_path / "out", "--device", "cpu")
+    assert message.format(photos) in found and inside(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(model, photos, tmp_path, monkeypatch) -> None:
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    before = inside(tmp_path)
+    found = refused("predict", model, photos / "good", "--out", tmp_path / "out", "--device", "cpu")
+    assert found.startswith(f"error: cannot write to {tmp_path / 'out'} (No space left on device): free space there or")
+    assert inside(tmp_path) == before
+
+
+def test_a_model_folder_can_be_named_directly(model, photos, tmp_path, undrawn) -> None:
+    assert len(predicted(model / "model", [photos / "good"], tmp_path / "out")) == 2
+    with pytest.raises(UserError, match="no saved model in"):
+        predict_files(tmp_path / "photos", [photos / "good"], tmp_path / "other", "cpu")
