@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
 import re
@@ -85,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = body if answer.body is None else answer.body
         if answer.content_range is not None:
             headers["Content-Range"] = answer.content_range
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            body, headers["Content-Encoding"] = gzip.compress(body), "gzip"
         if answer.chunked:
             headers["Transfer-Encoding"] = "chunked"
         elif answer.length is not None:

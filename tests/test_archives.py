@@ -78,6 +78,11 @@ def test_a_folder_that_leads_elsewhere(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_setgid_folder_is_an_innocent_habit(tmp_path):
+    archive = zipped(tmp_path / "a.zip", (entry("cat/", stat.S_IFDIR | 0o2755), b""), ("cat/a.png", b"x"))
+    assert tree(unpack(archive)) == {"cat/a.png": b"x"}
+
+
 def test_a_zero_byte_in_a_name(tmp_path):
     archive = zipped(tmp_path / "a.zip", ("cat/a.pngX.exe", b"x"))
     archive.write_bytes(archive.read_bytes().replace(b"pngX", b"png\0"))

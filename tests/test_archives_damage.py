@@ -62,6 +62,13 @@ def test_a_zip_member_that_declares_less_than_it_holds(tmp_path):
     refused(archive)
 
 
+def test_a_zip_member_that_declares_more_than_it_holds(tmp_path):
+    archive = zipped(tmp_path / "a.zip", ("a", b"x" * 5000))
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace((5000).to_bytes(4, "little"), (6000).to_bytes(4, "little")))
+    refused(archive, "ends 1,000 bytes early")
+
+
 def test_a_member_that_declares_more_than_there_is(tmp_path):
     info, data = member("a", b"x" * 600)
     info.size = 1 << 40
@@ -144,9 +151,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     archive = build(tmp_path, "tar", GOOD)
-    monkeypatch.setattr(archives, "_copy", full)
-    with pytest.raises(UserError, match="disk is full: about 10,240 bytes are needed, [0-9,]+ bytes are free"):
-        unpack(archive)
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "_copy", full)
+        with pytest.raises(UserError, match="disk is full: about 10,240 bytes are needed, [0-9,]+ bytes are free"):
+            unpack(archive)
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(10))
     with pytest.raises(UserError, match="10 bytes are free"):

@@ -103,6 +103,20 @@ def test_an_early_cut_of_a_fresh_start_does_not_lose_later_bytes(server, store, 
     assert part(store).read_bytes() == DATA[:150_000]
 
 
+def test_a_part_longer_than_the_file_is_cut(server, store):
+    part(store, DATA + b"x")
+    server.rest = Answer(ranges=False)
+    whole(store, get(server, store))
+    assert len(server.log) == 1
+
+
+def test_a_range_of_unknown_total_is_not_taken_for_complete(server, store):
+    part(store, DATA[:1000])
+    server.script = [Answer(content_range=f"bytes 1000-{N - 1}/*", cut=5000)]
+    whole(store, get(server, store))
+    assert server.ranges == ["bytes=1000-", "bytes=6000-"] and server.sent == N - 1000
+
+
 LIES = {
     "another range": Answer(content_range=f"bytes 0-{N - 1}/{N}"),
     "no range": Answer(content_range=""),

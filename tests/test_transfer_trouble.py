@@ -41,7 +41,7 @@ def store(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 416])
 def test_a_dead_address_is_asked_once(server, store, status):
     server.rest = Answer(status=status)
     refused(server, store, f"HTTP {status}")

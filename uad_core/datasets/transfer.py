@@ -198,7 +198,7 @@ class Resume:
 
     def _ask(self, session: requests.Session, url: str) -> bool:
         """Make one request, write what comes, and tell whether the part is complete."""
-        if self.archive.digest is None or _length(self.part) > (self.archive.size or LARGEST):
+        if self.archive.digest is None:
             self.part.unlink(missing_ok=True)
         have = _length(self.part)
         if have and have == self.archive.size:
@@ -210,17 +210,11 @@ class Resume:
         timeout = (PATIENCE.connect, PATIENCE.read)
         with session.get(url, headers=headers, stream=True, timeout=timeout) as answer:
             if answer.status_code == 416 and have:
-                return self._beyond(answer, have)
+                # Nothing behind what is here: it is complete, or something else. The hash knows.
+                self.patched = True
+                return True
             start, total = self._announced(answer, have)
             return self._write(answer, start, total)
-
-    def _beyond(self, answer: requests.Response, have: int) -> bool:
-        """There is nothing after byte `have`: the part is complete, or it is no part of this file."""
-        self.patched = True
-        if _content_range(answer)[1] in (None, have):
-            return True
-        self.part.unlink(missing_ok=True)
-        raise _Again(f"the address refuses to go on from byte {have:,}")
 
     def _announced(self, answer: requests.Response, have: int) -> tuple[int, int | None]:
         """Return at which byte the answer starts and how long the whole file is, as far as it says so."""
