@@ -18,7 +18,7 @@ from .pictures import Array, clear, draw_outline
 __all__ = ["residual_panel"]
 
 # Inches. Places are computed, not left to a layout engine, so that all rows line up whatever their resolution.
-_LABELS, _BARS = 0.8, 0.75  # what row labels and colour bars take of the width
+_LABELS, _BARS = 0.8, 0.95  # what row labels and colour bars take of the width
 _CELL, _GAP, _TITLE, _VERDICT = 1.3, 0.05, 0.45, 0.5  # largest width of a picture; between them; above; below
 
 
