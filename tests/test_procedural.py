@@ -72,12 +72,12 @@ PIXELS: dict[str, dict[str, str]] = {
         "good": "1ced2f1ef544fdbc",
     },
     "circuit": {
-        "missing_part": "aa19eea0ca85290a",
-        "bent_leg": "6a1d21dfd2d33a89",
-        "misplaced": "6906ab0ff26d26b2",
-        "solder_bridge": "5fa09f88081a27f3",
-        "scratch": "5000958c36ba6664",
-        "good": "a4bf02c26c2fea0e",
+        "missing_part": "10deed95dfbaf7cc",
+        "bent_leg": "079ca26c4b67cae0",
+        "misplaced": "9bbd4287b2ab27e1",
+        "solder_bridge": "38d61f9673e12922",
+        "scratch": "1e61a1cfea3c75a0",
+        "good": "7ed43a95e4692a71",
     },
 }
 

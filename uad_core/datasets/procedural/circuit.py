@@ -50,16 +50,25 @@ class _Chip:
 
 
 _LEGS = tuple(_Leg(k * PITCH) for k in (-1.0, 0.0, 1.0))
-_CHIPS = (_Chip(-0.73, 0.09), _Chip(0.73, 0.09, resistor=False))
+_MUST = (_Chip(-0.73, 0.09), _Chip(0.73, 0.09, resistor=False))
+_MAY = _Chip(-0.73, -0.66)
 
 
-def circuit(canvas: Canvas, dice: Dice, legs: tuple[_Leg, ...] = _LEGS, chips: tuple[_Chip, ...] = _CHIPS) -> Surface:
+def _fitted(dice: Dice) -> tuple[_Chip, ...]:
+    """Return the small parts of a sound board: one of two resistors is fitted in one variant only."""
+    return (*_MUST, _MAY) if dice.chance("variant") else _MUST
+
+
+def circuit(
+    canvas: Canvas, dice: Dice, legs: tuple[_Leg, ...] = _LEGS, chips: tuple[_Chip, ...] | None = None
+) -> Surface:
     """The populated board.
 
-    Every part has its place, so a reference tied to positions knows what belongs where. Some pads are bare by design:
-    to a patch that knows no place, a missing leg looks like them.
+    Every part has its place, so a reference tied to positions knows what belongs where. To a patch that knows no place
+    a missing resistor looks like the bare pads of the other one, which are as they should be.
     """
     surface = board(canvas, dice)
+    chips = _fitted(dice) if chips is None else chips
     for k, leg in enumerate(legs):
         if leg.reach > 0.0:
             _leg(surface, dice.child("leg", k), leg)
@@ -159,11 +168,12 @@ def _body(s: Surface, dice: Dice) -> None:
 
 def _missing(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
     """A leg or a small part that broke off; what lay under it is clean."""
-    which = fault.dice.integer("which", 0, 4)
     left = 1.0 - fault.severity
-    if which < 3:
+    if fault.dice.chance("leg"):
+        which = fault.dice.integer("which", 0, 2)
         return _with_leg(canvas, dice, which, replace(_LEGS[which], reach=left), left)
-    return _with_chip(canvas, dice, which - 3, replace(_CHIPS[which - 3], keep=left))
+    which = max(0, fault.dice.integer("which", -1, 1))
+    return _with_chip(canvas, dice, which, replace(_MUST[which], keep=left))
 
 
 def _bent(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
@@ -176,9 +186,9 @@ def _bent(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
 def _misplaced(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
     """A sound small part in the wrong place: turned and shifted, or towards pads that should be bare."""
     which = fault.dice.integer("which", 0, 1)
-    chip = _CHIPS[which]
-    if which == 0 and fault.dice.chance("wrong pads"):
-        moved = replace(chip, y=chip.y - 0.66 * fault.severity)
+    chip = _MUST[which]
+    if which == 0 and _fitted(dice) == _MUST:
+        moved = replace(chip, y=chip.y + (_MAY.y - chip.y) * fault.severity)
     else:
         turn = fault.dice.sign("turn") * fault.size(0.03, 0.25) * fault.severity
         moved = replace(chip, turn=turn, x=chip.x + fault.dice.uniform("dx", -0.08, 0.08) * fault.severity)
@@ -197,9 +207,10 @@ def _with_leg(canvas: Canvas, dice: Dice, which: int, leg: _Leg, start: float) -
 
 def _with_chip(canvas: Canvas, dice: Dice, which: int, chip: _Chip) -> tuple[Surface, Field]:
     """Return the board with one small part changed, and the region of what moved, as it is and as it was."""
-    surface = circuit(canvas, dice, chips=(*_CHIPS[:which], chip, *_CHIPS[which + 1 :]))
+    fitted = _fitted(dice)
+    surface = circuit(canvas, dice, chips=(*fitted[:which], chip, *fitted[which + 1 :]))
     region = np.zeros_like(surface.light)
-    for state in (chip, _CHIPS[which]):
+    for state in (chip, fitted[which]):
         u, v = _chip_axes(surface, state)
         gone = np.maximum(box_distance(u, v, 0.0, 0.0, 0.082, 0.20), (2.0 * chip.keep - 1.0) * 0.20 - v)
         moved = gone if chip.keep < 1.0 else box_distance(u, v, 0.0, 0.0, 0.082, 0.20)
@@ -208,7 +219,7 @@ def _with_chip(canvas: Canvas, dice: Dice, which: int, chip: _Chip) -> tuple[Sur
 
 
 def _bridge(surface: Surface, fault: Fault) -> Field:
-    """Solder shape none should be: a bead, or a bridge between two legs."""
+    """Solder where none should be: a bead, or a bridge between two legs."""
     own = fault.dice
     left = -1.0 if own.chance("left") else 0.0
     middle, y = (left + 0.5) * PITCH, own.uniform("y", 0.40, 0.60)

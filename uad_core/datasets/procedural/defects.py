@@ -54,7 +54,7 @@ def scratch(
     gloss: float | None = None,
     turn: float | None = None,
 ) -> Field:
-    """A groove, gently bent, that thins out to its ends and skips shape the tool bounced."""
+    """A groove, gently bent, that thins out to its ends and skips where the tool bounced."""
     own = fault.dice
     half = fault.size(*long)
     turn = own.unit("turn") if turn is None else turn + own.uniform("turn", -0.04, 0.04)
@@ -76,7 +76,7 @@ def crack(
     wide: float = 0.016,
     turn: float | None = None,
 ) -> Field:
-    """A dark jagged gap, widest in the middle, with a bright lip shape light catches the edge."""
+    """A dark jagged gap, widest in the middle, with a bright lip where light catches the edge."""
     own = fault.dice
     half = fault.size(*long)
     turn = own.unit("turn") if turn is None else turn + own.uniform("turn", -0.03, 0.03)

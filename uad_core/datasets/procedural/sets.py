@@ -19,7 +19,7 @@ from uad_core.errors import UserError
 __all__ = ["load", "write"]
 
 GOOD_SHARE = 3 / 8  # of the test images; the rest is shared evenly by the defect types
-SEVERITIES = (1.0, 0.8, 0.6)  # of successive images of one defect type in a test set
+SEVERITIES = (1.0, 0.75, 0.5)  # of successive images of one defect type in a test set
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,10 @@ def write(folder: str | os.PathLike, *, image_size: int | tuple[int, int] = 256,
         for name in names:
             found = load(name, image_size=size, seed=seed)
             for split in (found.train, found.test):
-                _save(split, aside / name)
-        aside.chmod(0o755)  # a temporary folder is private
+                _save(split, aside / "whole" / name)
         if folder.is_dir():
             folder.rmdir()
-        os.replace(aside, folder)
+        os.replace(aside / "whole", folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder

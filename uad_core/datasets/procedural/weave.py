@@ -90,7 +90,7 @@ def _torn(surface: Surface, fault: Fault) -> Field:
 
 
 def _pulled(surface: Surface, fault: Fault) -> Field:
-    """A thread drawn out of the cloth: a loop on top, a slit loop it was, a shadow."""
+    """A thread drawn out of the cloth: a loop on top, a slit where it was, a shadow."""
     own = fault.dice
     upright = own.sign("upright") > 0
     cx, cy = fault.spot(0.45, 0.45)
