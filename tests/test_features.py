@@ -145,8 +145,9 @@ def test_labels_are_no_part_of_the_key() -> None:
 
 
 def failing(monkeypatch, error: BaseException) -> None:
-    """Let the second batch fail."""
+    """Let the second of several small batches fail."""
     calls, run = [], features.pyramid_of
+    monkeypatch.setattr(features, "image_batches", lambda images, *_, **__: images.images().split(2))
 
     def broken(backbone, batch):
         calls.append(1)
