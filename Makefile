@@ -10,7 +10,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 NBVAL  := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-.PHONY: help setup book test quick notebooks sync address clean
+.PHONY: help setup book test quick notebooks sync results address clean
 
 # Notebooks run on the built-in data with their own defaults, whatever the caller's shell says.
 unexport UAD_DATASET UAD_CATEGORY UAD_PROFILE
@@ -21,6 +21,7 @@ help:
 	@echo "make quick      the tests without the notebooks and the book's build"
 	@echo "make notebooks  run every notebook again and store its outputs"
 	@echo "make sync       bring the .ipynb files up to date with the .py files beside them (runs nothing)"
+	@echo "make results    renew the table of results in README.md from the ledger"
 	@echo "make address    carry the repository's address from _config.yml to every file that shows it"
 	@echo "make clean      remove what was built (the environment in $(VENV) stays)"
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH_INDEX=$(TORCH_INDEX)"
@@ -50,6 +51,9 @@ notebooks: $(READY)
 
 sync: $(READY)
 	$(BIN)/jupytext --sync notebooks/*.py
+
+results: $(READY)
+	$(BIN)/python tools/results.py
 
 address: $(READY)
 	$(BIN)/python tools/address.py

@@ -1,7 +1,7 @@
 """Keep the notebooks' stored outputs true: say which are out of date, and run those.
 
-A notebook is out of date when its own code, or the code of `uad_core`, is no longer what produced its outputs. The
-fingerprint of both is stored in the notebook's metadata, together with what the status page of the book shows: run
+A notebook is out of date when its own code, a table that it shows, or the code of `uad_core` is no longer what produced its
+outputs. A fingerprint of all three is stored in the notebook's metadata, together with what the status page of the book shows: run
 time, machine and versions. The `.py` file of a pair is the source, the `.ipynb` file is made from it.
 
     python tools/notebooks.py list         say which notebooks are out of date (exit status 1 if any is)
@@ -15,6 +15,7 @@ import ast
 import hashlib
 import os
 import platform
+import re
 import sys
 import time
 from importlib.metadata import version
@@ -57,11 +58,13 @@ def code_only(source: str) -> str:
 
 
 def fingerprint(script: Path, root: Path = ROOT) -> str:
-    """SHA-256 over the code cells of a notebook and the code of the package."""
+    """SHA-256 over the code cells of a notebook, the tables that they ask for, and the code of the package."""
     digest = hashlib.sha256()
     for kind, source, _ in cells(script):
         if kind == "code":
             digest.update(source.encode() + b"\0")
+            for name in re.findall(r"""tables\.(?:table|frame)\(\s*["']([\w-]+)""", source):
+                digest.update(_table(name, root / "results").encode() + b"\0")
     for module in sorted((root / "uad_core").rglob("*.py")):
         digest.update(module.relative_to(root).as_posix().encode() + b"\0")
         digest.update(code_only(module.read_text("utf-8")).encode() + b"\0")
@@ -121,6 +124,16 @@ def main(arguments: list[str] | None = None) -> int:
         elif cells(script) != cells(notebook):  # only text changed: the outputs stay
             _write(merged(script, notebook), notebook)
     return 0
+
+
+def _table(name: str, ledger: Path) -> str:
+    from uad_core import tables
+    from uad_core.errors import UserError
+
+    try:
+        return tables.table(name, ledger, "csv")
+    except UserError as error:
+        return str(error)
 
 
 def _machine() -> dict[str, str]:

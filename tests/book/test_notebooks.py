@@ -100,6 +100,16 @@ def test_running_stores_outputs_and_a_change_of_code_makes_them_stale(small_tree
     assert TOOL["stale"](script, notebook, root)
 
 
+def test_a_new_result_makes_the_tables_of_a_chapter_stale(small_tree):
+    root, script, _ = small_tree
+    script.write_text("# %%\ntables.table('hfr', format='html')\n", "utf-8")
+    before = TOOL["fingerprint"](script, root)
+    run = next((ROOT / "results").glob("hfr-*.json"))
+    (root / "results").mkdir()
+    (root / "results" / run.name).write_text(run.read_text("utf-8"), "utf-8")
+    assert TOOL["fingerprint"](script, root) != before
+
+
 def test_a_change_of_text_keeps_the_outputs(small_tree):
     root, script, notebook = small_tree
     TOOL["execute"](script, notebook, root)

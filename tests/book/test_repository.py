@@ -109,9 +109,11 @@ def test_every_make_command_in_the_text_exists(repository):
     assert used and used <= targets
 
 
-def test_readme_keeps_a_place_for_the_results(repository):
+def test_readme_shows_what_the_ledger_says(repository):
+    tool = runpy.run_path(str(repository / "tools" / "results.py"))
     readme = read(repository, "README.md")
-    assert 0 < readme.index("<!-- results:start -->") < readme.index("<!-- results:end -->")
+    assert tool["renewed"](readme) == readme, "run `make results`"
+    assert "| image AUROC |" in readme
 
 
 def test_continuous_integration_passes_the_exit_status_through(repository, tmp_path):
