@@ -261,6 +261,8 @@ def test_writing_never_touches_what_is_there_and_never_leaves_half(tmp_path, mon
     for name in ("full", "full/mine.txt", "file"):
         with pytest.raises(UserError, match="there already"):
             write(tmp_path / name, image_size=16)
+    with pytest.raises(UserError, match="can be made there"):
+        write(tmp_path / "file" / "below", image_size=16)
     write(tmp_path / "empty", image_size=16, categories=["weave"])
     before = sorted(tmp_path.rglob("*"))
 

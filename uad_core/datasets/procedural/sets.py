@@ -127,17 +127,20 @@ def write(folder: str | os.PathLike, *, image_size: int | tuple[int, int] = 256,
     ``folder``/CATEGORY/train/good/000.png, test/DEFECT/000.png, ground_truth/DEFECT/000_mask.png (0 and 255).
     Everything is drawn beside ``folder`` first and appears there at once, or not at all.
 
-    Raises `UserError` if ``folder`` is a file or holds anything, or for an unknown category.
+    Raises `UserError` if ``folder`` is a file, holds anything or cannot be made, or for an unknown category.
     """
     folder = Path(folder).expanduser()
-    names = list(CATEGORIES if categories is None else categories)
+    names = list(categories or CATEGORIES)
     for name in names:
         check_category(name)
     size = check_size(as_size(image_size))
     if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"--out {folder}: something is there already; name a new or an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made there") from error
     try:
         for name in names:
             found = load(name, image_size=size, seed=seed)
