@@ -53,6 +53,8 @@ from IPython.display import HTML
 import uad_core
 from uad_core import datasets, metrics, plots, scoring, tables
 
+plots.style()
+
 # %% [markdown]
 # Three variables decide on what the page runs. Set the environment variables of the same names, or change the cell.
 
@@ -152,7 +154,13 @@ axes.set(xlabel="channels, from the least to the most varying (fraction)", ylabe
 axes.legend()
 spread
 
+# %%
+for k, deviation in enumerate(deviations, 1):
+    print(f"level {k}: largest deviation / smallest = {deviation[-1] / deviation[0]:.1f}")
+
 # %% [markdown]
+# {numref}`fig-hfr-channels` shows how uneven the levels are with this network. By equation {eq}`hfr-weighting` the ratio counts squared: that is how much more the loudest channel of a level would weigh than the quietest. With other networks and with products on an empty background the spread is far larger.
+#
 # ### The code and the decoder
 #
 # The decoder receives **one** thing, the deepest level, and reconstructs **all** levels from it. That is the paper's design. To keep it from copying that level, we squeeze it first into a *code* $z$ with half the resolution ◇:
@@ -474,7 +482,7 @@ plots.grouped_bars(
 )
 
 # %% [markdown]
-# With standardised channels the levels are of one order already, and the plain sum holds its own. That is not a law: on heterogeneous surfaces such as the magnetic tiles of MTD, the fine levels are noise and the deepest one is right alone, so scaling helps there.
+# With standardised channels the levels are of one order already, and the plain sum holds its own. That is not a law: in our trials on the magnetic tiles of MTD, whose surfaces differ from tile to tile, the fine levels were mostly noise, the deepest one alone was better than the sum, and scaling helped.
 #
 # **A whole part that is normal, in the wrong place.** A residual is computed from what is *there*. A missing screw leaves a hole that looks like any other piece of board, and levels 1 and 2 find nothing wrong with it. Only the deepest level, whose features see a wide neighbourhood, can miss the screw. Exercise 5 tries this on the
 # built-in category `circuit`.
