@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,7 +74,7 @@ class TrainedConfig(Config):
         return Schedule(**{name: getattr(self, name) for name in names if hasattr(self, name)})
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """A model of normal images.
 
     image_size: (H, W) of the images that it is fitted on and of its anomaly maps. seed: of everything random in it.
@@ -101,16 +102,16 @@ class Detector(nn.Module):
     def device(self) -> torch.device:
         return self.threshold.device
 
+    @abstractmethod
     def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> Detector:
         """Learn what is normal from images (N, 3, H, W) in [0, 1], an `ImageSet`, or their `Features`.
 
         checkpoint: a file from which a killed run continues.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def residuals(self, images: Tensor) -> dict[str, Tensor]:
         """Return the named residual maps (N, h, w) of images (N, 3, H, W): what the book draws."""
-        raise NotImplementedError
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine residual maps into the anomaly map (N, H, W)."""
@@ -189,13 +190,13 @@ class FeatureDetector(Detector):
         self.calibrate(features)
         return self.eval()
 
+    @abstractmethod
     def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
         """Learn from the feature pyramids of normal images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return the named residual maps (N, h, w) of one batch of pyramids [(N, C_l, h_l, w_l)]."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def residuals(self, images: Tensor) -> dict[str, Tensor]:
