@@ -69,7 +69,9 @@ def test_levels_are_named_by_their_stride(name: str, strides: tuple[int, ...], c
         frozen = load_backbone(name, strides, weights="random")
         levels = frozen(torch.empty(1, 3, 96, 128))
     assert (frozen.strides, frozen.channels) == (strides, channels)
-    assert [tuple(f.shape[1:]) for f in levels] == [(c, 96 // s, 128 // s) for s, c in zip(strides, channels, strict=True)]
+    assert [tuple(f.shape[1:]) for f in levels] == [
+        (c, 96 // s, 128 // s) for s, c in zip(strides, channels, strict=True)
+    ]
 
 
 def test_odd_sizes_round_up() -> None:
@@ -143,7 +145,9 @@ def test_other_weights_come_from_timm_and_are_never_left_random(monkeypatch) -> 
 
     build = timm.create_model
     monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(UserError, match=r"no weights for 'resnet18'.*ConnectionError.*go online once, or use .--backbone"):
+    with pytest.raises(
+        UserError, match=r"no weights for 'resnet18'.*ConnectionError.*go online once, or use .--backbone"
+    ):
         load_backbone("resnet18")
     assert asked == [False, True]  # the first only reads the levels, and allocates nothing
 

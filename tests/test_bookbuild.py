@@ -18,7 +18,14 @@ def tree(tmp_path, monkeypatch) -> Path:
     """A source tree with two notebooks, and nothing in the environment."""
     home = tmp_path / "home"
     (home / "notebooks").mkdir(parents=True)
-    for name in ("_toc.yml", "_config.yml", "notebooks/02_b.ipynb", "notebooks/01_a.ipynb", "notebooks/01_a.py", "secret.txt"):
+    for name in (
+        "_toc.yml",
+        "_config.yml",
+        "notebooks/02_b.ipynb",
+        "notebooks/01_a.ipynb",
+        "notebooks/01_a.py",
+        "secret.txt",
+    ):
         (home / name).write_text(name)
     monkeypatch.setattr(bookbuild, "_source_tree", lambda: home)
     for name in ("UAD_DATASET", "UAD_CATEGORY", "UAD_DATA", "UAD_PROFILE"):
@@ -79,7 +86,9 @@ def test_a_category_alone_is_one_of_the_built_in_images(tree, commands, tmp_path
         (["--profile", "gpu"], "no profile 'gpu': choose among smoke, cpu, colab, paper"),
     ],
 )
-def test_wrong_choices_are_refused_before_anything_is_run(tree, commands, tmp_path, monkeypatch, arguments, message) -> None:
+def test_wrong_choices_are_refused_before_anything_is_run(
+    tree, commands, tmp_path, monkeypatch, arguments, message
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in refused("book", *arguments, "--out", tmp_path / "out")
     assert commands == [] and not (tmp_path / "out").exists()

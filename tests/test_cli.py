@@ -160,7 +160,10 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, things, tmp_path) -> Non
 
     monkeypatch.setattr(experiment, "_run_one", interrupted)
     ran = uad(*run(things, tmp_path / "out"))
-    assert (ran.status, ran.err) == (130, "error: interrupted; repeated, the same command goes on from its last checkpoint\n")
+    assert (ran.status, ran.err) == (
+        130,
+        "error: interrupted; repeated, the same command goes on from its last checkpoint\n",
+    )
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch, things, tmp_path) -> None:
@@ -211,7 +214,15 @@ def no_test(category: Path) -> str:
 @pytest.mark.parametrize(
     "harm",
     [emptied, text_for_image, cut_image("train"), cut_image("test"), other_mask, missing_mask, no_test],
-    ids=["empty train", "text as image", "cut train image", "cut test image", "mask of another size", "missing mask", "no test"],
+    ids=[
+        "empty train",
+        "text as image",
+        "cut train image",
+        "cut test image",
+        "mask of another size",
+        "missing mask",
+        "no test",
+    ],
 )
 def test_bad_data_are_named_and_leave_nothing(things, tmp_path, harm) -> None:
     message = harm(things / "alpha")
@@ -315,7 +326,9 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(
 
 
 def test_data_says_what_there_is_to_do(tmp_path) -> None:
-    assert refused("data", "mvtec", "--root", tmp_path).startswith("error: no data set is called mvtec: did you mean mvtec_ad?")
+    assert refused("data", "mvtec", "--root", tmp_path).startswith(
+        "error: no data set is called mvtec: did you mean mvtec_ad?"
+    )
     assert "did you mean bottle?" in refused("data", "mvtec_ad", "--category", "botle", "--root", tmp_path)
     assert "--out goes with `uad data procedural` only" in refused("data", "mtd", "--out", tmp_path / "x")
     assert inside(tmp_path) == []
@@ -362,7 +375,18 @@ def test_predict_refuses_a_folder_without_a_model(tmp_path) -> None:
 def test_real_data_run_through_the_command(tmp_path) -> None:
     if "bottle" not in {name for info in datasets.catalogue() if info.name == "mvtec_ad" for name in info.present}:
         pytest.skip("mvtec_ad/bottle is not in UAD_DATA")
-    ran = uad("run", *KNN[:-2], "--set", "bank=500", "--dataset", "mvtec_ad", "--category", "bottle", "--out", tmp_path / "out")
+    ran = uad(
+        "run",
+        *KNN[:-2],
+        "--set",
+        "bank=500",
+        "--dataset",
+        "mvtec_ad",
+        "--category",
+        "bottle",
+        "--out",
+        tmp_path / "out",
+    )
     assert ran.status == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert (result["n_train"], result["n_test"]) == (209, 83) and result["metrics"]["image_auroc"] > 0.8

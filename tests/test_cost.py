@@ -35,7 +35,9 @@ def test_the_stopwatch_waits_for_the_gpu(monkeypatch) -> None:
 
 def measured(monkeypatch, tmp_path, method: str = "knn", count: int = 9) -> tuple[dict, list[int], list[int]]:
     """The cost of a small detector, and the batches that it and its backbone were shown."""
-    model = detector(method, network("test_resnet", (8, 16))) if method == "knn" else detector(method, width=4, stages=4)
+    model = (
+        detector(method, network("test_resnet", (8, 16))) if method == "knn" else detector(method, width=4, stages=4)
+    )
     model.fit(tensor(weave(3)), progress=False)
     folder = methods.save(model, tmp_path / "model")
     shown: dict[str, list[int]] = {"score": [], "backbone": []}

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-from tiny import LITE0, inside, write_category, write_classes
+from tiny import LITE0, inside, shared_networks, uad, write_category, write_classes
 
-from uad_core import cost, datasets, methods, metrics
+from uad_core import cost, datasets, methods, metrics, training
+from uad_core import experiment as module
 from uad_core.errors import UserError
 from uad_core.experiment import Experiment, run, select_categories
 
@@ -36,8 +37,8 @@ SETTINGS = {"epochs": "2", "widths": "16,16,8,8"}
 
 @pytest.fixture(scope="module", autouse=True)
 def hurried():
-    """Times are measured once: what they are is tested elsewhere."""
-    with mock.patch.object(cost, "ROUNDS", 1):
+    """Times are measured once: what they are is tested elsewhere; and networks are loaded once."""
+    with mock.patch.object(cost, "ROUNDS", 1), shared_networks():
         yield
 
 
@@ -134,7 +135,9 @@ def test_the_maps_are_the_model_s(done, data) -> None:
         assert {key: kept[key].dtype.kind for key in kept.files} == {
             "anomaly_map": "f", "mask": "b", "label": "b", "score": "f", "path": "U",
         }  # fmt: skip
-        assert kept["anomaly_map"].shape == kept["mask"].shape == (6, 64, 64) and kept["anomaly_map"].dtype == np.float32
+        assert (
+            kept["anomaly_map"].shape == kept["mask"].shape == (6, 64, 64) and kept["anomaly_map"].dtype == np.float32
+        )
         assert kept["path"].tolist() == test.paths and kept["label"].tolist() == test.labels.tolist()
         assert np.array_equal(kept["mask"], test.masks())
         model = methods.load(out / "model", "cpu")
@@ -206,17 +209,15 @@ cli.main()
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_command_repeated_gives_the_metrics_of_the_undisturbed_one(data, tmp_path, monkeypatch) -> None:
-    from tiny import uad
-
-    from uad_core import training
-
     def command(out: Path) -> list[str]:
         sets = ["--set", "epochs=5", "--set", "widths=16,16,8,8"]
         where = ["--dataset", str(data), "--category", "beta", "--out", str(out)]
         return ["run", "hfr", *where, "--profile", "smoke", "--backbone", LITE0, "--image-size", "64", *sets]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", SCRIPT, *command(tmp_path / "killed")], env=environment, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *command(tmp_path / "killed")], env=environment, capture_output=True
+    )
     assert killed.returncode == -9, killed.stderr
     assert inside(tmp_path / "killed") == ["checkpoint.pt"]
     epochs, epoch = [], training._epoch
@@ -255,7 +256,9 @@ def test_joined_maps_say_whose_each_row_is(both) -> None:
         assert kept["category"].tolist() == ["alpha"] * 6 + ["beta"] * 6
         for name, part in result["per_category"].items():
             mine = kept["category"] == name
-            assert roc_auc_score(kept["label"][mine], kept["score"][mine]) == pytest.approx(part["image_auroc"], abs=1e-9)
+            assert roc_auc_score(kept["label"][mine], kept["score"][mine]) == pytest.approx(
+                part["image_auroc"], abs=1e-9
+            )
             found = metrics.aupro(kept["anomaly_map"][mine], kept["mask"][mine])
             assert found == pytest.approx(part["aupro"], abs=1e-9)
 
@@ -281,7 +284,9 @@ def test_categories_are_named_once_and_known(data) -> None:
     def select(category: str) -> list[str]:
         return select_categories(experiment(data, category))
 
-    assert select("all") == ["alpha", "beta"] and select("beta, alpha") == ["beta", "alpha"] and select("beta") == ["beta"]
+    assert (
+        select("all") == ["alpha", "beta"] and select("beta, alpha") == ["beta", "alpha"] and select("beta") == ["beta"]
+    )
     for odd in ("", ",", "alpha,alpha"):
         assert said(lambda odd=odd: select(odd)).startswith(f"--category '{odd}' names no category or one twice")
     assert said(lambda: select("alpha,gamma")) == f"no category of {data} is called 'gamma': choose among alpha, beta"
@@ -292,15 +297,19 @@ def test_categories_are_named_once_and_known(data) -> None:
 
 @pytest.mark.parametrize(("method", "seen"), [("knn", 1), ("pixel_ae", None)])
 def test_one_class_is_normal_and_the_others_are_not(tmp_path, monkeypatch, method: str, seen: int | None) -> None:
-    from uad_core import experiment as module
-
     tree = write_classes(tmp_path / "classes")
     computed, extract = [], module.extract
     monkeypatch.setattr(module, "extract", lambda *a, **k: computed.append(k["cache"]) or extract(*a, **k))
     settings = {"bank": "50"} if method == "knn" else {"epochs": "1", "width": "4"}
-    one = Experiment(method, str(tree), "all", profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=settings)
+    one = Experiment(
+        method, str(tree), "all", profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=settings
+    )
     result = quiet(one, tmp_path / "out")
-    assert (result["protocol"], result["dataset"], list(result["per_category"])) == ("one_class", "classes", ["dark", "fine"])
+    assert (result["protocol"], result["dataset"], list(result["per_category"])) == (
+        "one_class",
+        "classes",
+        ["dark", "fine"],
+    )
     for part in (result["metrics"], *result["per_category"].values()):
         assert all((part[name] is None) == (name.startswith("pixel") or name == "aupro") for name in METRICS)
     assert (result["n_train"], result["n_test"]) == (10, 12)

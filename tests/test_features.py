@@ -183,7 +183,9 @@ def test_a_partial_folder_of_a_killed_process_is_never_taken(tmp_path) -> None:
 def test_a_damaged_entry_is_named(tmp_path, harm: str) -> None:
     entry = tmp_path / kept(cache=tmp_path).key
     level = entry / "level1.npy"
-    {"shortened": lambda: os.truncate(level, 5000), "emptied": lambda: os.truncate(level, 0), "removed": level.unlink}[harm]()
+    {"shortened": lambda: os.truncate(level, 5000), "emptied": lambda: os.truncate(level, 0), "removed": level.unlink}[
+        harm
+    ]()
     with pytest.raises(UserError, match=f"level1.npy is damaged: remove the folder {entry}"):
         kept(cache=tmp_path)
 

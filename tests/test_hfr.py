@@ -160,7 +160,9 @@ def test_levels_of_any_size_and_step_stay_in_place(name: str, strides: tuple[int
     changed = [*f[:-1], f[-1].clone()]
     changed[-1][..., -1, -1] += 10
     with torch.no_grad():
-        difference = [(a - b).abs().sum(1)[0] for a, b in zip(model.reconstruct(f), model.reconstruct(changed), strict=True)]
+        difference = [
+            (a - b).abs().sum(1)[0] for a, b in zip(model.reconstruct(f), model.reconstruct(changed), strict=True)
+        ]
     for d, level, stride in zip(difference, f, strides, strict=True):
         assert d.shape == level.shape[-2:]
         step = strides[-1] // stride

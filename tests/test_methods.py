@@ -62,7 +62,13 @@ def test_what_is_asked_for_overrides_the_protocol_and_that_the_profile(monkeypat
 
     assert created() == ((128, 128), (128, 128), "max", 4, 3)
     assert created(protocol="one_class") == ((32, 32), (8, 8), "mean", 4, 2)
-    assert created(protocol="one_class", image_size=(64, 96), stages="4", score="max") == ((64, 96), (16, 24), "max", 4, 4)
+    assert created(protocol="one_class", image_size=(64, 96), stages="4", score="max") == (
+        (64, 96),
+        (16, 24),
+        "max",
+        4,
+        4,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +85,9 @@ def test_building_a_detector_is_a_function_of_the_seed_alone(name: str) -> None:
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     assert said(lambda: create("hrf")) == f"no method 'hrf': choose among {', '.join(NAMES)}"
-    assert said(lambda: create("hfr", profile="gpu")) == "hfr has no profile 'gpu': choose among smoke, cpu, colab, paper"
+    assert (
+        said(lambda: create("hfr", profile="gpu")) == "hfr has no profile 'gpu': choose among smoke, cpu, colab, paper"
+    )
     assert "no device 'tpu' here" in said(lambda: create("hfr", device="tpu"))
     assert "no network 'resnet' " in said(lambda: create("hfr", backbone="resnet", device="cpu"))
     assert "image size (16, 16) is too small" in said(lambda: create("hfr", image_size=16, device="cpu"))
@@ -89,7 +97,14 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
 
 
 def test_settings_may_be_text() -> None:
-    settings = {"epochs": "7", "lr": "1e-4", "widths": "8,8,4,4", "standardise": "False", "mode": "cos", "betas": ".5,.9"}
+    settings = {
+        "epochs": "7",
+        "lr": "1e-4",
+        "widths": "8,8,4,4",
+        "standardise": "False",
+        "mode": "cos",
+        "betas": ".5,.9",
+    }
     config = configure(HFRConfig, settings)
     assert (config.epochs, config.lr, config.widths, config.standardise, config.mode, config.betas) == (
         7, 1e-4, (8, 8, 4, 4), False, "cos", (0.5, 0.9),
@@ -109,7 +124,10 @@ def test_settings_may_be_text() -> None:
         ({"epochs": "many"}, "setting epochs='many' is not of type int: write for instance epochs=8"),
         ({"epochs": "2.5"}, "setting epochs='2.5' is not of type int"),
         ({"lr": "fast"}, "setting lr='fast' is not of type float: write for instance lr=0.5"),
-        ({"standardise": "maybe"}, "setting standardise='maybe' is not of type bool: write for instance standardise=true"),
+        (
+            {"standardise": "maybe"},
+            "setting standardise='maybe' is not of type bool: write for instance standardise=true",
+        ),
         ({"widths": "8,x"}, "setting widths='8,x' is not of type tuple: write for instance widths=128,64"),
         ({"widths": 8}, "setting widths=8 is not of type tuple"),
         ({"betas": "0.9"}, "setting betas='0.9' is not of type tuple"),
@@ -135,7 +153,13 @@ def test_wrong_settings_are_one_line_with_the_remedy(settings: dict, message: st
 def test_a_schedule_holds_the_settings_of_training() -> None:
     config = configure(HFRConfig, {"epochs": 3, "lr": 0.5, "clip": 2.0, "betas": "0.5,0.6", "decay": "constant"})
     schedule = config.schedule()
-    assert (schedule.epochs, schedule.lr, schedule.clip, schedule.betas, schedule.decay) == (3, 0.5, 2.0, (0.5, 0.6), "constant")
+    assert (schedule.epochs, schedule.lr, schedule.clip, schedule.betas, schedule.decay) == (
+        3,
+        0.5,
+        2.0,
+        (0.5, 0.6),
+        "constant",
+    )
     assert TrainedConfig().schedule().betas == (0.9, 0.999)  # a method without the field takes Adam's own
 
 
@@ -184,7 +208,9 @@ def test_a_saved_model_is_replaced_but_nothing_else_is(tmp_path, small_models) -
     (tmp_path / "photos/holiday.png").touch()
     (tmp_path / "file").touch()
     for other in ("photos", "file"):
-        assert "holds something else than a model" in said(lambda other=other: save(small_models["hfr"], tmp_path / other))
+        assert "holds something else than a model" in said(
+            lambda other=other: save(small_models["hfr"], tmp_path / other)
+        )
     assert (tmp_path / "photos/holiday.png").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "model", "photos"]
 

@@ -90,7 +90,9 @@ def test_upsampling_is_bilinear() -> None:
     assert torch.equal(upsample(maps, (3, 4)), maps)
     # Pixel centres: an output pixel of a doubled map lies a quarter of the way to its neighbour.
     assert found[1, 2, 4].item() == pytest.approx(
-        (0.75 * (0.75 * maps[1, 1, 2] + 0.25 * maps[1, 1, 1]) + 0.25 * (0.75 * maps[1, 0, 2] + 0.25 * maps[1, 0, 1])).item()
+        (
+            0.75 * (0.75 * maps[1, 1, 2] + 0.25 * maps[1, 1, 1]) + 0.25 * (0.75 * maps[1, 0, 2] + 0.25 * maps[1, 0, 1])
+        ).item()
     )
 
 

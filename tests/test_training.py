@@ -36,7 +36,9 @@ def network() -> nn.Module:
     """Everything that could break a resumed run: weights, running statistics, and dropout that draws numbers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 3))
+        return nn.Sequential(
+            nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 3)
+        )
 
 
 def fit(model: nn.Module, points: Points | None = None, loss=None, checkpoint=None, key="run", seed=0, **schedule):

@@ -109,6 +109,14 @@ def network(name: str = "test_resnet", strides: tuple[int, ...] = (4, 8, 16)) ->
         return load_backbone(name, strides, weights="random")
 
 
+def shared_networks():
+    """Within this context `create` and `load` share networks: a frozen one can serve many detectors."""
+    return mock.patch.object(methods, "load_backbone", _loaded)
+
+
+_loaded = lru_cache(load_backbone)
+
+
 def detector(method: str, backbone: Backbone | None = None, size: int = SIZE, seed: int = 0, **settings):
     """A method on a network of the test's own, which `uad_core.create` would not take."""
     kind = methods.method_class(method)
@@ -121,7 +129,8 @@ def detector(method: str, backbone: Backbone | None = None, size: int = SIZE, se
 @lru_cache
 def fitted() -> methods.Detector:
     """HFR on ImageNet features, fitted for ten epochs on 32 normal images; not to be changed."""
-    model = methods.create("hfr", backbone=LITE0, image_size=SIZE, device="cpu", epochs=10, widths="64,48,32,16")
+    with shared_networks():
+        model = methods.create("hfr", backbone=LITE0, image_size=SIZE, device="cpu", epochs=10, widths="64,48,32,16")
     return model.fit(tensor(weave(32)), progress=False)
 
 
@@ -149,7 +158,7 @@ def uad(*arguments: object) -> Ran:
     """Run `uad ARGUMENTS` in this process: a new one would first load torch for seconds."""
     out, err = io.StringIO(), io.StringIO()
     argv = mock.patch.object(sys, "argv", ["uad", *map(str, arguments)])
-    with argv, redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+    with argv, redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings(), shared_networks():
         try:
             main()
         except SystemExit as end:

@@ -122,7 +122,9 @@ def _create(name: str, indices: tuple[int, ...] | None, pretrained: bool) -> nn.
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"no network {name!r} in timm {timm.__version__} ({reason}): `uad list` names those of the book") from None
+        raise UserError(
+            f"no network {name!r} in timm {timm.__version__} ({reason}): `uad list` names those of the book"
+        ) from None
     except OSError as error:
         raise UserError(
             f"no weights for {name!r}: the download failed ({type(error).__name__}); go online once, or use "

@@ -29,11 +29,20 @@ def build(dataset: str | None, root: Path | None, category: str | None, profile:
     """
     home = _source_tree()
     if find_spec("jupyter_book") is None:
-        raise UserError("the book's tool chain is not installed: pip install -e '.[book]' in the source tree, or `make book`")
+        raise UserError(
+            "the book's tool chain is not installed: pip install -e '.[book]' in the source tree, or `make book`"
+        )
     environment = {**os.environ, **_chosen(dataset, root, category, profile)}
     source = _copy(home, out / "source")
     for notebook in tqdm(sorted((source / "notebooks").glob("*.ipynb")), desc="notebooks"):
-        command = ["nbconvert", "--to", "notebook", "--execute", "--inplace", "--ExecutePreprocessor.record_timing=False"]
+        command = [
+            "nbconvert",
+            "--to",
+            "notebook",
+            "--execute",
+            "--inplace",
+            "--ExecutePreprocessor.record_timing=False",
+        ]
         _python(["-m", "jupyter", *command, str(notebook)], environment, f"{notebook.name} failed")
     _python(["-m", "jupyter_book", "build", str(source)], environment, "the book could not be built")
     return source / "_build" / "html" / "index.html"
@@ -62,7 +71,9 @@ def _source_tree() -> Path:
     for folder in (Path(__file__).resolve().parents[1], Path.cwd()):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
             return folder
-    raise UserError("`uad book` needs the book's source tree (the folder with _toc.yml and notebooks/): clone it and run from there")
+    raise UserError(
+        "`uad book` needs the book's source tree (the folder with _toc.yml and notebooks/): clone it and run from there"
+    )
 
 
 def _copy(home: Path, source: Path) -> Path:

@@ -68,14 +68,18 @@ def run(
     method: Annotated[str, typer.Argument(help="hfr, or a baseline: see `uad list`.")],
     out: Annotated[Path, typer.Option(help="Folder for result.json, maps.npz and model/.")],
     dataset: Annotated[str, typer.Option(help="A name of `uad list`, or a folder in MVTec layout.")] = "procedural",
-    category: Annotated[str, typer.Option(help="One, several as a,b,c, or all. One-class sets: the normal class.")] = "all",
+    category: Annotated[
+        str, typer.Option(help="One, several as a,b,c, or all. One-class sets: the normal class.")
+    ] = "all",
     root: Root = None,
     profile: Annotated[str, typer.Option(help=PROFILES)] = "cpu",
     backbone: Annotated[str | None, typer.Option(help="Any timm network; else the profile's.")] = None,
     image_size: Annotated[int | None, typer.Option(min=32, max=4096, help="Pixels; else the profile's.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of everything random.")] = 0,
     device: Device = "auto",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the configuration.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the configuration.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit on normal images, evaluate on the test images, and keep result, maps and model."""
@@ -121,7 +125,9 @@ def table(
 
 @app.command()
 def book(
-    dataset: Annotated[str | None, typer.Option(help="Data that the chapters run on; else the built-in images.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data that the chapters run on; else the built-in images.")
+    ] = None,
     root: Root = None,
     category: Annotated[str | None, typer.Option(help="The category that the chapters show.")] = None,
     profile: Annotated[str | None, typer.Option(help=PROFILES)] = None,
@@ -150,7 +156,10 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 def _summary(result: dict[str, Any], out: Path) -> str:
     """Return the metrics of a run as a small table, in percent."""
-    rows = {**result.get("per_category", {}), ("mean" if "per_category" in result else result["category"]): result["metrics"]}
+    rows = {
+        **result.get("per_category", {}),
+        ("mean" if "per_category" in result else result["category"]): result["metrics"],
+    }
     names = list(result["metrics"])
     width = max(len(row) for row in rows) + 2
     lines = [" " * width + "".join(f"{name:>14s}" for name in names)]
@@ -158,7 +167,9 @@ def _summary(result: dict[str, Any], out: Path) -> str:
         cells = ("-" if metrics[name] is None else f"{100 * metrics[name]:.2f}" for name in names)
         lines.append(f"{row:{width}s}" + "".join(f"{cell:>14s}" for cell in cells))
     cost = result["cost"]
-    lines.append(f"fit {cost['fit_s']:.0f} s, prediction {cost['predict_ms_per_image']:.0f} ms per image; kept in {out}")
+    lines.append(
+        f"fit {cost['fit_s']:.0f} s, prediction {cost['predict_ms_per_image']:.0f} ms per image; kept in {out}"
+    )
     return "\n".join(lines)
 
 
@@ -173,7 +184,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except OSError as error:
-        _stop(f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its permissions and the free space")
+        _stop(
+            f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its permissions and the free space"
+        )
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

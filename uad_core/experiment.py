@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from uad_core import datasets, methods, metrics
 from uad_core.cost import Stopwatch, environment, measure_cost, sources_digest
@@ -61,8 +60,12 @@ class Experiment:
         loaded = datasets.load(self.dataset, category, root=self.root, image_size=image_size, seed=self.seed)
         labels = loaded.test.labels
         if len(labels) == 0 or labels.all() or not labels.any():
-            has = "no images" if len(labels) == 0 else "only defective images" if labels.all() else "no defective images"
-            raise UserError(f"{self.dataset}/{category}: test has {has}; metrics need both normal and defective ones there")
+            has = (
+                "no images" if len(labels) == 0 else "only defective images" if labels.all() else "no defective images"
+            )
+            raise UserError(
+                f"{self.dataset}/{category}: test has {has}; metrics need both normal and defective ones there"
+            )
         return loaded
 
 
@@ -86,9 +89,13 @@ def select_categories(experiment: Experiment) -> list[str]:
         return known
     names = [name.strip() for name in experiment.category.split(",") if name.strip()]
     if len(names) > 1 and (unknown := [name for name in names if name not in known]):
-        raise UserError(f"no category of {experiment.dataset} is called {unknown[0]!r}: choose among {', '.join(known)}")
+        raise UserError(
+            f"no category of {experiment.dataset} is called {unknown[0]!r}: choose among {', '.join(known)}"
+        )
     if len(set(names)) != len(names) or not names:
-        raise UserError(f"--category {experiment.category!r} names no category or one twice: write for instance {','.join(known[:2])}")
+        raise UserError(
+            f"--category {experiment.category!r} names no category or one twice: write for instance {','.join(known[:2])}"
+        )
     return names
 
 
@@ -108,7 +115,10 @@ def _run_one(experiment: Experiment, out: Path, cache: Path | None, progress: bo
     images = _cached(detector, data.test, cache, progress)
     maps, scores = detector.predict(images, progress=progress)
     masks = data.test.masks() if data.test.has_masks else None
-    result = {**frame, "metrics": metrics.evaluate(scores, data.test.labels, maps if masks is not None else None, masks)}
+    result = {
+        **frame,
+        "metrics": metrics.evaluate(scores, data.test.labels, maps if masks is not None else None, masks),
+    }
     model = methods.save(detector, out / "model")
     result["cost"] = {"fit_s": fit_time.seconds, **measure_cost(detector, data.test, model)}
     result["environment"] = environment(detector.device)
@@ -212,7 +222,9 @@ def _finished(out: Path, frame: dict[str, Any]) -> dict[str, Any] | None:
     result = result if isinstance(result, dict) else {}  # a damaged file is no reason to overwrite it
     differing = [key for key, value in _jsonable(frame).items() if result.get(key) != value]
     if differing:
-        raise UserError(f"{out} holds another run (its {differing[0]} differs): choose another --out, or remove that folder")
+        raise UserError(
+            f"{out} holds another run (its {differing[0]} differs): choose another --out, or remove that folder"
+        )
     return result
 
 
@@ -241,7 +253,9 @@ def _require_space(out: Path, n_test: int, detector: Detector) -> None:
     needed = n_test * height * width * 5 + weights * 7 + 2**20
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise UserError(f"{out} has {free >> 20} MB free but the run needs {needed >> 20} MB: free space or choose another --out")
+        raise UserError(
+            f"{out} has {free >> 20} MB free but the run needs {needed >> 20} MB: free space or choose another --out"
+        )
 
 
 @contextmanager
@@ -252,7 +266,9 @@ def _disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename and not str(error.filename).startswith(str(out)):
             raise
-        raise UserError(f"cannot write to {out} ({error.strerror or error}): free space there and repeat the command") from None
+        raise UserError(
+            f"cannot write to {out} ({error.strerror or error}): free space there and repeat the command"
+        ) from None
 
 
 def _write_maps(path: Path, maps: np.ndarray, masks: np.ndarray | None, scores: np.ndarray, images: ImageSet) -> None:

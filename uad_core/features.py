@@ -84,14 +84,18 @@ def _fill(folder: Path, backbone: Backbone, images, device, progress: bool) -> N
     except OSError as error:
         if folder.is_dir():  # another process was faster: its entry has the same content
             return
-        raise UserError(f"cannot keep features in {folder.parent}: {error.strerror or error}; free space or choose another folder") from None
+        raise UserError(
+            f"cannot keep features in {folder.parent}: {error.strerror or error}; free space or choose another folder"
+        ) from None
 
 
 def _kept(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     except (OSError, ValueError, EOFError):
-        raise UserError(f"{path} is damaged: remove the folder {path.parent}, and its features are computed again") from None
+        raise UserError(
+            f"{path} is damaged: remove the folder {path.parent}, and its features are computed again"
+        ) from None
 
 
 def _mapped(folder: Path, level: int, shape: tuple[int, ...]) -> Tensor:

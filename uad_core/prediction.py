@@ -60,7 +60,9 @@ def _image_files(paths: list[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}): name a folder that does, or files")
+            raise UserError(
+                f"{path} holds no images ({', '.join(sorted(SUFFIXES))}): name a folder that does, or files"
+            )
         files += inside
     missing = [file for file in files if not file.is_file()]
     if missing:
@@ -78,7 +80,9 @@ def _unique_names(files: list[Path]) -> list[str]:
     return list(names.values())
 
 
-def _write(out: Path, rows: list[Verdict], names: list[str], pictures: Tensor, maps: np.ndarray, threshold: float) -> None:
+def _write(
+    out: Path, rows: list[Verdict], names: list[str], pictures: Tensor, maps: np.ndarray, threshold: float
+) -> None:
     """Write all results into a temporary folder and rename it: it appears whole or not at all."""
     vmin, vmax = plots.limits(maps)
     try:
@@ -101,4 +105,6 @@ def _write(out: Path, rows: list[Verdict], names: list[str], pictures: Tensor, m
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror or error}): free space there or choose another --out") from None
+        raise UserError(
+            f"cannot write to {out} ({error.strerror or error}): free space there or choose another --out"
+        ) from None

@@ -97,7 +97,9 @@ def train(
     history = _resume(state, checkpoint, key, device)
     saved = time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for epoch in (bar := tqdm(range(len(history), schedule.epochs), desc="training", disable=not progress, leave=False)):
+        for epoch in (
+            bar := tqdm(range(len(history), schedule.epochs), desc="training", disable=not progress, leave=False)
+        ):
             history.append(_epoch(fabric, state, data, loss, schedule, hash_seed(seed, epoch), device))
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             due = time.monotonic() - saved > CHECKPOINT_SECONDS or epoch + 1 == schedule.epochs
@@ -131,14 +133,19 @@ def _set_up(model: nn.Module, schedule: Schedule, device: torch.device):
     index = [device.index or 0] if device.type == "cuda" else 1
     fabric = Fabric(accelerator=device.type, devices=index, precision=precision)
     optimiser = torch.optim.Adam(
-        [p for p in model.parameters() if p.requires_grad], lr=schedule.lr, betas=schedule.betas, fused=device.type != "mps"
+        [p for p in model.parameters() if p.requires_grad],
+        lr=schedule.lr,
+        betas=schedule.betas,
+        fused=device.type != "mps",
     )
     return fabric, *fabric.setup(model, optimiser)
 
 
 def _decay(optimiser, schedule: Schedule, steps: int):
     if schedule.decay == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False)
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, schedule.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        )
     return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
 
 

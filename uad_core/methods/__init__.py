@@ -77,17 +77,25 @@ def create(
     return _build(kind, chosen, seed, pick_device(device))
 
 
-def _build(kind: type[Detector], chosen: dict[str, Any], seed: int, device: torch.device, weights: str = "auto") -> Detector:
+def _build(
+    kind: type[Detector], chosen: dict[str, Any], seed: int, device: torch.device, weights: str = "auto"
+) -> Detector:
     size = chosen.pop("image_size")
     size = (size, size) if isinstance(size, int) else tuple(size)
     if min(size) < 32:
-        raise UserError(f"image size {size} is too small: features need at least 32 pixels; use --image-size 64 or more")
+        raise UserError(
+            f"image size {size} is too small: features need at least 32 pixels; use --image-size 64 or more"
+        )
     backbone = chosen.pop("backbone")
     config = configure(kind.config_class, chosen)
     # On a forked generator: building a detector draws no number of the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = [config, load_backbone(backbone, config.strides, weights)] if issubclass(kind, FeatureDetector) else [config]
+        parts = (
+            [config, load_backbone(backbone, config.strides, weights)]
+            if issubclass(kind, FeatureDetector)
+            else [config]
+        )
         torch.manual_seed(seed)
         return kind(*parts, image_size=size, seed=seed).to(device).eval()
 
@@ -122,7 +130,9 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
         return wanted(value)
     except (ValueError, KeyError, TypeError):
         kind = getattr(wanted, "__name__", str(wanted))
-        raise UserError(f"setting {key}={value!r} is not of type {kind}: write for instance {key}={_example(wanted)}") from None
+        raise UserError(
+            f"setting {key}={value!r} is not of type {kind}: write for instance {key}={_example(wanted)}"
+        ) from None
 
 
 def _require_range(config_class: type[Config], key: str, value: Any) -> None:
@@ -131,7 +141,9 @@ def _require_range(config_class: type[Config], key: str, value: Any) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     if not numbers or any(not low <= n <= high or n == math.inf for n in numbers if not isinstance(n, str)):
         limits = f"from {low:g} to {high:g}" if high < math.inf else f"from {low:g} up"
-        raise UserError(f"{key} cannot be {value!r}: give {'numbers' if isinstance(value, tuple) else 'a number'} {limits}")
+        raise UserError(
+            f"{key} cannot be {value!r}: give {'numbers' if isinstance(value, tuple) else 'a number'} {limits}"
+        )
 
 
 def _example(wanted: Any) -> str:
@@ -180,7 +192,9 @@ def load(folder: Path | str, device: str | torch.device = "auto") -> Detector:
     folder = Path(folder)
     missing = [name for name in ("model.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"no saved model in {folder} ({missing[0]} is missing): `uad run ... --out DIR` writes DIR/model")
+        raise UserError(
+            f"no saved model in {folder} ({missing[0]} is missing): `uad run ... --out DIR` writes DIR/model"
+        )
     try:
         about = json.loads((folder / "model.json").read_text())
         tensors = load_file(folder / "model.safetensors")
@@ -190,9 +204,13 @@ def load(folder: Path | str, device: str | torch.device = "auto") -> Detector:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the model in {folder} is damaged ({type(error).__name__}): fit it again with `uad run`") from None
+        raise UserError(
+            f"the model in {folder} is damaged ({type(error).__name__}): fit it again with `uad run`"
+        ) from None
     backbone = getattr(detector, "backbone", None)
     if backbone is not None and backbone.weights_sha256 != about["weights_sha256"]:
-        raise UserError(f"the model in {folder} was fitted with other weights of {backbone.name}: fit it again with `uad run`")
+        raise UserError(
+            f"the model in {folder} was fitted with other weights of {backbone.name}: fit it again with `uad run`"
+        )
     detector.history = about["history"]
     return detector.to(pick_device(device)).eval()

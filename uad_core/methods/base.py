@@ -66,7 +66,11 @@ class TrainedConfig(Config):
         "decay": ("constant", "onecycle"),
         "precision": ("auto", "32-true", "16-mixed", "bf16-mixed"),
     }
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {**Config.RANGES, "epochs": (1, math.inf), "batch_size": (1, math.inf)}
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **Config.RANGES,
+        "epochs": (1, math.inf),
+        "batch_size": (1, math.inf),
+    }
 
     def schedule(self) -> Schedule:
         """Collect the fields that the training loop needs."""

@@ -34,7 +34,11 @@ class PixelAutoencoderConfig(TrainedConfig):
     width: int = reconstruction(32, "channels after the first convolution; each further stage doubles them, up to 4x")
     stages: int = reconstruction(5, "halvings between the image and the code")
 
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {**TrainedConfig.RANGES, "width": (1, math.inf), "stages": (1, 8)}
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **TrainedConfig.RANGES,
+        "width": (1, math.inf),
+        "stages": (1, 8),
+    }
 
 
 class PixelAutoencoder(Detector):
@@ -102,7 +106,11 @@ class NearestNeighbourConfig(Config):
     strides: tuple[int, ...] = reconstruction((8, 16), "levels that are joined into one patch feature")
     bank: int = reconstruction(4096, "patches kept, drawn at random from all normal ones")
 
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {**Config.RANGES, "strides": (1, math.inf), "bank": (1, math.inf)}
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **Config.RANGES,
+        "strides": (1, math.inf),
+        "bank": (1, math.inf),
+    }
 
 
 class NearestNeighbour(FeatureDetector):

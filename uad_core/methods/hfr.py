@@ -105,7 +105,12 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, channels: tuple[int, ...], strides: tuple[int, ...], widths: tuple[int, ...], blocks: int, code: Bottleneck
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        widths: tuple[int, ...],
+        blocks: int,
+        code: Bottleneck,
     ):
         super().__init__()
         steps = [coarse // fine for fine, coarse in zip(strides, strides[1:])]
@@ -188,7 +193,9 @@ class HFR(FeatureDetector):
             self._measure_channels(features)
         trained = nn.ModuleList([self.bottleneck, self.decoder])
         options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress)
-        self.history = train(trained, features, self.loss, self.config.schedule(), key=self.run_key(features), **options)
+        self.history = train(
+            trained, features, self.loss, self.config.schedule(), key=self.run_key(features), **options
+        )
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine the residual maps: equation (hfr-map) [reconstruction]."""

@@ -1,0 +1,649 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (chapter-data)=
+# # The data
+#
+# ```{admonition} At a glance
+# :class: tip
+#
+# **What it is about.** Six products that the book draws itself, the data sets of the five papers, and the ways in which real data mislead.
+#
+# **Cost.** Less than a minute on two processor cores. Nothing is downloaded.
+#
+# **Afterwards you can** say how each picture of the built-in benchmark comes about and why its masks are exact, say before any
+# measurement where each of the five methods should win and where it should fail, get a published data set and know its terms, and
+# recognise five traps that spoil results without an error message.
+# ```
+#
+# A detector is only as good as the images on which somebody tried it. So before the first method, this page looks at what will be
+# inspected.
+
+# %% tags=["hide-input"]
+import os
+import subprocess
+import sys
+
+REPO = os.environ.get("UAD_REPO", "https://github.com/uad-book/uad-book")
+if "google.colab" in sys.modules:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"uad-core @ git+{REPO}"], check=True)
+
+# %%
+import hashlib
+import shutil
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+from PIL import Image
+
+from uad_core import datasets, plots
+from uad_core.datasets import procedural
+from uad_core.datasets.procedural import camera, circuit, sets
+from uad_core.datasets.procedural.canvas import Canvas
+from uad_core.datasets.procedural.exact import Dice
+from uad_core.errors import UserError
+from uad_core.plots.pictures import clear
+
+plots.style()
+
+# %% [markdown]
+# Two variables decide which *real* data the page shows. As they stand, it shows none, and reads the same on every machine. Set the
+# environment variables of the same names, or change the cell; `datasets.data_root()` is where `uad data` puts its downloads.
+
+# %% tags=["parameters"]
+ROOT = os.environ.get("UAD_DATA")
+DATASET = os.environ.get("UAD_DATASET", "procedural")
+
+# %% [markdown]
+# ## What a benchmark must have
+#
+# The task decides the shape of the data. Training images are all normal, because in a factory those are the ones that cost nothing.
+# Test images are of both kinds, with a *label*, normal or anomalous, and for every anomalous one a *mask* that says which pixels are
+# wrong. Labels and masks are there to measure with. No method may look at them.
+#
+# Nearly every benchmark files this in the way of MVTec AD {cite}`bergmann2019mvtec`, and so does the package:
+#
+# ```text
+# jar/train/good/000.png               a normal image to learn from
+# jar/test/good/000.png                a normal image to judge
+# jar/test/crack/000.png               a cracked one
+# jar/ground_truth/crack/000_mask.png  white where the crack is
+# ```
+#
+# A *category*, here `jar`, is one kind of product. Read from a folder or drawn by the package, it becomes the same thing: two
+# sets of images, one to learn from and one to judge.
+
+# %% tags=["nbval-check-output"]
+benchmark = {name: datasets.load("procedural", name) for name in procedural.CATEGORIES}
+jar = benchmark["jar"]
+print(jar.train, jar.test, sep="\n")
+print("image:", tuple(jar.test[20].shape), " mask:", tuple(jar.test.mask(20).shape), " defect:", jar.test.defects[20])
+
+# %% [markdown]
+# ## The built-in benchmark
+#
+# Real data cannot be part of a book: most industrial images may not be passed on, and they weigh gigabytes. So the book draws its own,
+# by code, from a seed. Two more reasons turn out to matter as much. In a drawing the mask of a defect is *known*, where a person with a
+# mouse is off by some pixels. And in a drawing one thing can be changed while everything else stays as it was.
+#
+# ### From a scene to a picture
+#
+# The drawing has three steps: a scene, a camera, a sensor. Here they are for `circuit`, a small board with a voltage regulator. All that
+# is random comes from `dice` that are addressed by name: whoever asks the dice of `"scene"` changes nothing for those of `"dust"`.
+
+# %%
+canvas = Canvas.of(256, 256)
+dice = Dice(0).child(0, "circuit", "test", 4)  # seed, category, split and number of the picture
+surface = circuit.circuit(canvas, dice.child("scene"))
+layers = [
+    np.sqrt(surface.albedo.transpose(1, 2, 0)),  # (H, W, 3)
+    surface.height.copy(),
+    surface.light.copy(),
+]
+
+# %% [markdown]
+# The scene is no picture yet. It is a stack of layers that describe a surface: its colour, its relief, its gloss, and how much of the
+# lamp's light arrives in spite of the shadows that the parts cast. Dust falls on it. Then a lamp and a camera turn the layers into a
+# photograph: relief becomes shading and highlights, the lens blurs, most of all away from its plane of focus, the exposure differs from
+# picture to picture, and a veil of glare lies somewhere. The sensor adds its grain and rounds to eight bits.
+
+# %%
+camera.dust(surface, canvas, dice.child("dust"), circuit.STUDIO)
+dusty = np.sqrt(surface.albedo.transpose(1, 2, 0))
+photo = camera.expose(surface, canvas, dice.child("camera"), circuit.STUDIO)  # (3, H, W), in [0, 1]
+image = camera.develop(photo, dice.child("sensor"), circuit.STUDIO)  # (H, W, 3), whole numbers from 0 to 255
+
+
+# %%
+def grid(pictures, titles, columns, masks=None):
+    """Draw pictures (H, W, 3) or (H, W) in rows, with the outlines of masks (H, W) where there are any."""
+    rows = -(-len(pictures) // columns)
+    sheet = plots.figure(rows * (plots.WIDTH / columns + 0.25))
+    for k, ax in enumerate(sheet.subplots(rows, columns, squeeze=False).ravel()):
+        clear(ax)
+        ax.imshow(pictures[k], cmap="gray")
+        ax.set_title(titles[k], fontsize=9)
+        if masks is not None:
+            plots.draw_outline(ax, masks[k])
+    return sheet
+
+
+# %% mystnb={"figure": {"caption": "One picture step by step. Colour, relief and shadows are layers of the scene; dust falls on it; the camera and the sensor turn the layers into an image.", "name": "fig-data-steps"}, "image": {"alt": "Six panels of a small green circuit board: flat colours; a relief in which the black regulator is highest; shadows to the lower right of the parts; the colours with specks of dust; a photograph with shading and highlights; the same with grain."}}
+grid(
+    [*layers, dusty, photo.transpose(1, 2, 0), image],
+    ["colour", "relief", "light that arrives", "colour with dust", "photograph", "image"], 3,
+)
+
+# %% [markdown]
+# Look for the metal legs in {numref}`fig-data-steps`. In the colours they are flat grey strips; that they step down from the body to the
+# board is only in the relief, and the lamp makes it visible. This is why the pictures can be mistaken for photographs: light and shade follow
+# from one relief and one lamp, and are painted nowhere.
+#
+# The steps above are all there is. The function that draws any picture of the benchmark takes the same ones:
+
+# %% tags=["nbval-check-output"]
+whole, _ = procedural.draw("circuit", "test", 4)
+print("same pixels as procedural.draw:", np.array_equal(image, whole))
+
+# %% [markdown]
+# ```{literalinclude} ../uad_core/datasets/procedural/camera.py
+# :pyobject: _lit
+# :lineno-match:
+# :caption: From relief to light: `uad_core.datasets.procedural.camera`
+# ```
+
+# %% [markdown]
+# ### A defect and its clean twin
+#
+# Now the same board, with the same dust and the same grain, and one leg bent. Because the dice of the defect are its own, nothing else moves.
+# The picture without the defect is its *clean twin*.
+
+# %%
+bent, mask = procedural.draw("circuit", "test", 4, defect="bent_leg")
+change = np.abs(bent.astype(int) - image.astype(int)).max(axis=2)  # (H, W), in grey levels
+legs = (slice(112, 240), slice(64, 192))
+
+# %% mystnb={"figure": {"caption": "The legs of a circuit, the same with one of them bent, what has changed, and the mask. Where the mask is black, the two pictures are equal to the last bit.", "name": "fig-data-twin"}, "image": {"alt": "Four panels: three metal legs; the same with the middle one bent sideways; the change, which is black but for that leg; the mask, white where the leg was and is."}}
+grid([image[legs], bent[legs], change[legs], mask[legs]], ["clean twin", "bent leg", "change", "mask"], 4)
+
+# %% [markdown]
+# The mask in {numref}`fig-data-twin` covers the leg twice: where it is now, and where it should be. The empty place is as wrong as the
+# metal beside it. Data sets in which people drew the masks disagree about this, sometimes within one category; here there is one rule. A defect that lies
+# *on* a surface, such as a stain, is masked where it covers a pixel. A defect of the *scene*, such as a bent leg, is masked where it changes
+# the photograph, and over the whole part that is missing or moved.
+#
+# The promise of the caption can be checked for every kind of defect there is.
+
+# %% tags=["nbval-check-output"]
+checked = 0
+for category, kinds in procedural.DEFECTS.items():
+    clean, _ = procedural.draw(category, "test", 1, image_size=64)
+    for kind in kinds:
+        picture, outline = procedural.draw(category, "test", 1, image_size=64, defect=kind)
+        differs = (picture != clean).any(axis=2)
+        assert differs.any() and not differs[~outline].any(), kind
+        checked += 1
+print(checked, "kinds of defects, and none changes a pixel outside its mask")
+
+# %% [markdown]
+# ### Six categories
+#
+# Three are textures: a pattern goes on beyond the picture, and no place in it is special. Three are objects, where every part has its place.
+
+# %% mystnb={"figure": {"caption": "A good picture of each category: three textures above, three objects below.", "name": "fig-data-categories"}, "image": {"alt": "Upper row: linen cloth, sawn wood, perforated steel. Lower row: the mouth of an amber glass jar, a white printed caplet on a dark belt, a green circuit board."}}
+grid([category.test.source.image(0) for category in benchmark.values()], list(benchmark), 3)
+
+# %% [markdown]
+# Each has five kinds of defects, and below the outline is the mask.
+#
+# **Weave** is linen. A few patches of it, repeated, would give the whole cloth.
+
+# %% mystnb={"figure": {"caption": "Weave: a good piece and its five kinds of defects.", "name": "fig-data-weave"}, "image": {"alt": "Linen cloth: good, with a pulled thread, a hole, a stain, foreign fibres, and a few threads of another tint; each defect is outlined."}}
+plots.contact_sheet(benchmark["weave"].test, count=6)
+
+# %% [markdown]
+# **Plank** is sawn wood with the dust of the saw still on it. The dust is normal. The grain is never twice the same.
+
+# %% mystnb={"figure": {"caption": "Plank: a good board and its five kinds of defects.", "name": "fig-data-plank"}, "image": {"alt": "Brown wood with pointed grain and light specks of dust: good, with a scratch, a crack, a hole, a stain, and a drop of paint; each defect is outlined."}}
+plots.contact_sheet(benchmark["plank"].test, count=6)
+
+# %% [markdown]
+# **Grille** is brushed steel with punched holes: sharp edges, but of a kind that even a blurred view foretells.
+
+# %% mystnb={"figure": {"caption": "Grille: a good sheet and its five kinds of defects.", "name": "fig-data-grille"}, "image": {"alt": "Steel with staggered round holes: good, with two blocked holes, with torn metal between holes, with a scratch, with rust, and with a wire shaving; each defect is outlined."}}
+plots.contact_sheet(benchmark["grille"].test, count=6)
+
+# %% [markdown]
+# **Jar** is the mouth of a glass jar from above. It stands where it always stands, and each of its rings tells what the next one must be.
+
+# %% mystnb={"figure": {"caption": "Jar: a good one and its five kinds of defects.", "name": "fig-data-jar"}, "image": {"alt": "The mouth of an amber jar: good, with a large piece of rim missing, a chip, a crack, a crumb of dirt, and a dried film on the floor; each defect is outlined."}}
+plots.contact_sheet(benchmark["jar"].test, count=6)
+
+# %% [markdown]
+# **Tablet** is a printed caplet on a belt. It may lie at any angle, so what is normal at a pixel differs from picture to picture.
+
+# %% mystnb={"figure": {"caption": "Tablet: a good one and its five kinds of defects.", "name": "fig-data-tablet"}, "image": {"alt": "A white caplet with a dark print on a dark belt, each at another angle: good, with a broken edge, a wrong print, a crack, a stain, and a yellowed half; each defect is outlined."}}
+plots.contact_sheet(benchmark["tablet"].test, count=6)
+
+# %% [markdown]
+# **Circuit** is the board from above. Its parts are held in place. There are two variants of it, with and without a resistor on the pads of
+# R3, and both are normal.
+
+# %% mystnb={"figure": {"caption": "Circuit: a good board and its five kinds of defects.", "name": "fig-data-circuit"}, "image": {"alt": "A green board with a three-legged regulator: good, with a missing resistor, a bent leg, a part that lies askew, a blob of solder between legs, and a scratch; each defect is outlined."}}
+plots.contact_sheet(benchmark["circuit"].test, count=6)
+
+# %% [markdown]
+# Compare the *misprint* of {numref}`fig-data-tablet` and the *misplaced* part of {numref}`fig-data-circuit` with the rest. Nothing in them is broken.
+# Every letter and every part is sound, only not where it belongs. Such defects are called *logical*, and to a method that looks at small
+# patches they are invisible.
+
+# %% [markdown]
+# ### Severity
+#
+# How plainly a defect shows is a number from 0, the clean twin, to 1. In a test set, successive defects of one kind have these severities in
+# turn, so that not all of them are easy:
+
+# %% tags=["nbval-check-output"]
+print(*sets.SEVERITIES)
+
+# %%
+LEVELS = (0, 0.25, 0.5, 0.75, 1)
+panels, names = [], []
+for category, kind, number in (("weave", "stain", 3), ("tablet", "broken_edge", 3), ("circuit", "bent_leg", 4)):
+    drawn = [procedural.draw(category, "test", number, defect=kind, severity=s) for s in LEVELS]
+    centre = np.argwhere(drawn[-1][1]).mean(axis=0)  # of the mask at full severity
+    top, left = np.clip(centre - 48, 0, 160).astype(int)
+    panels += [picture[top : top + 96, left : left + 96] for picture, _ in drawn]
+    names += [f"{s:g}: {marked.mean():.1%}" for s, (_, marked) in zip(LEVELS, drawn)]
+
+# %% mystnb={"figure": {"caption": "Three defects from severity 0 to 1, and the share of the whole picture that the mask covers. A stain fades in; a broken edge and a bent leg grow.", "name": "fig-data-severity"}, "image": {"alt": "Three rows of five crops. Upper row: a stain on cloth gets darker. Middle row: more and more of the edge of a caplet is broken off. Lower row: a leg bends further aside."}}
+grid(panels, names, len(LEVELS))
+
+# %% [markdown]
+# The percentages in {numref}`fig-data-severity` tell two kinds of defects apart. The stain covers the same pixels at every severity and only fades:
+# its mask stays, and its pixels become harder to tell from normal ones. The break and the leg change their *shape*: half as severe means smaller. So when a measure falls with
+# severity, ask which of the two it met.
+
+# %% [markdown]
+# ### What varies and is harmless
+#
+# If all good pictures were equal, subtracting one from another would find every defect, and this book would end here. Pose, light, exposure, focus,
+# glare, dust and grain vary in training and test pictures alike.
+
+# %%
+seen, names = [], []
+for category in ("jar", "tablet", "plank"):
+    for split in ("train", "test"):
+        seen += [procedural.draw(category, split, i, image_size=160)[0] for i in range(3)]
+        names += [f"{category}, {split}"] * 3
+
+# %% mystnb={"figure": {"caption": "Good pictures only, three from training and three from test. What differs between them is harmless, and a detector has to let it pass.", "name": "fig-data-nuisances"}, "image": {"alt": "Three rows of six pictures: jars that differ in brightness and reflections, caplets at any angle, boards with different grain and dust. Training and test pictures look alike."}}
+grid(seen, names, 6)
+
+# %% [markdown]
+# How much is that, in numbers? We compare two differences: between two good pictures, and between a defective picture and its clean twin. Both are means
+# over all pixels and colours, in grey levels of 0 to 255.
+
+
+# %%
+def differences(category, count=10):
+    """Mean differences of pictures, in grey levels, and the share of masked pixels."""
+    kinds = procedural.DEFECTS[category]
+    here = {"category": category, "split": "test", "image_size": 96}
+    good = [procedural.draw(**here, index=i)[0].astype(float) for i in range(count)]
+    drawn = [procedural.draw(**here, index=i, defect=kinds[i % len(kinds)]) for i in range(count)]
+    return {
+        "two good pictures": np.mean([np.abs(a - b).mean() for a, b in zip(good, good[1:])]),
+        "a defect and its twin": np.mean([np.abs(p - g).mean() for (p, _), g in zip(drawn, good)]),
+        "masked pixels (%)": 100 * np.mean([m.mean() for _, m in drawn]),
+    }
+
+
+measured = pd.DataFrame({name: differences(name) for name in benchmark}).T
+measured.round(2)
+
+# %% tags=["nbval-check-output"]
+ratio = measured["two good pictures"] / measured["a defect and its twin"]
+print(f"two good pictures differ at least {int(ratio.min())} times as much as a defect from its twin, on every category")
+
+# %% [markdown]
+# That is the problem of this book in one line. A defect is a small change among large ones, and size does not tell which is which. A method must learn *how*
+# good pictures differ.
+
+# %% [markdown]
+# ### The same pixels everywhere
+#
+# A benchmark that is drawn anew on every machine must be the same on every machine, or no two results can be compared. That is harder than setting a seed:
+# random generators change with the version of a library, and sines and exponentials differ in the last bit between processors. So the drawing uses
+# integer hashes for chance, and only operations that the standard for floating-point numbers, IEEE 754, rounds in exactly one way: addition, subtraction, multiplication, division, square
+# root and comparison. A cosine is a short polynomial. What follows holds on your machine too:
+
+# %% tags=["nbval-check-output"]
+for category in benchmark:
+    kind = procedural.DEFECTS[category][0]
+    picture, outline = procedural.draw(category, "test", 3, image_size=64, defect=kind)
+    digest = hashlib.sha256(picture.tobytes() + outline.tobytes()).hexdigest()
+    print(f"{category:8s} {kind:12s} {digest[:16]}")
+
+# %% [markdown]
+# A set of images carries such a hash as well, over all names and pixels. Each result in the {term}`ledger` holds it, so that one knows whether two results were measured on the
+# same images. Drawing is quick enough to need no files:
+
+# %%
+start = time.perf_counter()
+again = datasets.load("procedural", "jar")
+fingerprint = (again.train.sha256[:16], again.test.sha256[:16])
+print(f"{len(again.train) + len(again.test)} pictures of 256 pixels in {time.perf_counter() - start:.1f} s:", *fingerprint)
+
+# %% [markdown]
+# Other tools want files. They get them in the layout shown at the top, as PNG:
+#
+# ```bash
+# uad data procedural --category jar --image-size 512 --seed 1 --out drawn
+# ```
+
+# %% [markdown]
+# (data-expectations)=
+# ### Who should win, and who should fail ◇
+#
+# The categories were chosen so that each of the five ideas has one where it should do well and one where it should struggle. The table is an **expectation**, written before
+# any of it was measured, and reasoned from how each method works. What a method rests on is its authors'; what we conclude from it is ours ◇.
+#
+# | Method | should do well on | because | should struggle on | because |
+# |---|---|---|---|---|
+# | HFR {cite}`chen2024hfr` | `jar` | each ring follows from its surroundings, so a deep code knows what belongs there | `weave` | a decoder that is good at threads also rebuilds a faint tint or a pulled thread; a single thread cannot be known from a coarse code |
+# | SGFR {cite}`hotta2025sgfr` | `weave` | every patch recurs, so a few stored ones, combined, explain the rest | `circuit` | patches have no place: the pads of a resistor that is missing look like those of R3, which may be bare |
+# | RLR {cite}`he2024rlr` | `circuit` | every part has its place, and so has every entry of the learnable reference | `tablet` | the caplet turns, and the reference cannot turn with it |
+# | HLGFA {cite}`zhou2026hlgfa` | `grille` | a coarse view foretells every edge, so what it does not foretell is a scratch or a shaving | `plank` | sawdust is normal, yet sharp and not to be foreseen from a coarse view |
+# | GLAD {cite}`yao2024glad` | `jar`, *broken rim* | a large loss needs many denoising steps and a crumb of dirt few; the number adapts, where any fixed one fails one of the two | `plank` | grain that is drawn anew out of noise is other grain |
+#
+# Two more guesses. A misplaced part, being sound, is hard for HFR, which can notice it on its deepest level only, and for HLGFA, because sound parts look consistent at every resolution. And as a
+# method learns to combine more freely (more atoms in SGFR, a wider code in HFR), it should find fewer of the faint defects, since it can imitate them too.
+#
+# Keep the table at hand. Each chapter meets its category, and an expectation that turns out wrong teaches more than one that comes true.
+
+# %% [markdown]
+# ## The published benchmarks
+#
+# Drawings have a flaw: we made them, so they can hold only defects that we thought of. The numbers in papers come from photographs. Here is every data set on which
+# one of the five methods was tested, and two more: DTD, whose textures GLAD pastes into normal images as synthetic defects, and ELPV, real solar cells that come as an ordinary Python package. All that the cards say comes from
+# the package's catalogue.
+
+
+# %%
+KINDS = {"inspection": "defects on one product", "one_class": "one class is normal", "textures": "no defects"}
+
+
+def sizes_of(info):
+    """Training + test (of these anomalous) images: in total, then of each category."""
+    each = [f"{c.train:,} + {c.test:,} ({c.anomalous:,})" for c in info.counts.values()]
+    if len(each) > len(set(each)) == 1:
+        return f"{each[0]} in each of {len(each)} classes"
+    named = ", ".join(f"`{name}` {size}" for name, size in zip(info.counts, each))
+    if info.protocol != "inspection" or len(each) < 2:
+        return named
+    train, test, wrong = (sum(getattr(c, k) for c in info.counts.values()) for k in ("train", "test", "anomalous"))
+    return f"{train:,} + {test:,} ({wrong:,}): {named}"
+
+
+# %%
+def card(info):
+    """One data set as Markdown, all of it from its entry in the catalogue."""
+    facts = {
+        "Task": f"{KINDS[info.protocol]}; {'masks' if info.has_masks else 'no masks'}",
+        "Images": sizes_of(info),
+        "Licence": info.licence,
+        "Cite": info.citation and f"{{cite:t}}`{info.citation}`",
+        "Get it": info.instruction() + (f" ([its page]({info.homepage}))" if info.homepage else ""),
+        "Here": ROOT and (", ".join(info.present) or "no"),
+    }
+    lines = [f"* {name}: {fact}" for name, fact in facts.items() if fact]
+    return "\n".join([f"**{info.title}**, `{info.name}`. {info.summary}", "", *lines])
+
+
+# %% [markdown]
+# *Images* are given as training + test (of these anomalous): in total, then for each category. In a one-class problem the
+# test images are the same whichever class is normal, so a total would count them ten times.
+
+# %% mystnb={"markdown_format": "myst"}
+Markdown("\n\n".join(card(info) for info in datasets.catalogue(ROOT)))
+
+# %% [markdown]
+# What the licences mean for you, and for pictures that you publish, is said in {doc}`../book/data_licences`. After a download the images are counted, and a count that differs from the published one is an
+# error, because a number measured on half a test set is worth nothing.
+#
+# **Who learns from what.** MVTec AD, BTAD and MPDD come divided into training and test images. VisA and PCB-Bank come with a table of file names that divides them. In a one-class problem the
+# training images of one class are normal, and the whole test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the normal images to learn from and
+# judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for everyone:
+#
+# ```{literalinclude} ../uad_core/datasets/splits.py
+# :pyobject: fixed_split
+# :lineno-match:
+# :caption: A division that no library can change: `uad_core.datasets.splits`
+# ```
+
+# %% [markdown]
+# ### What is here
+#
+# This cell draws a contact sheet of every data set that it finds below `ROOT`, and of the folder `DATASET` if that names one of yours. In the stored copy of this page `ROOT` is empty, so there is nothing to see: pictures of
+# data that are not free do not belong into a repository.
+
+# %% mystnb={"image": {"alt": "Contact sheet of a data set on this machine: images of every kind of defect in turn, masks as outlines."}}
+catalogue = {info.name: info for info in datasets.catalogue(ROOT) if info.protocol != "textures"}
+catalogue.pop("procedural")
+here = {name: info.present[0] for name, info in catalogue.items() if ROOT and info.present}
+if DATASET not in [*catalogue, "procedural"]:
+    here[DATASET] = datasets.categories(DATASET)[0]
+for name, category in here.items():
+    try:
+        found = datasets.load(name, category, root=ROOT, image_size=128)
+    except UserError as error:
+        print(error)
+    else:
+        print(f"{name}/{category}: {found.test}")
+        display(plots.contact_sheet(found.test, count=6))
+print(f"{len(here)} real data sets shown")
+
+# %% [markdown]
+# ## Traps of real data
+#
+# A program that crashes is a nuisance. One that runs and gives a wrong number is worse, and with image data that is easily done. These are the traps that the data sets above have laid for others.
+#
+# **Masks that look black.** The masks of VisA are *label maps*: a pixel holds the number of its defect type, a small one. Opened in a viewer they are black. A reader that takes everything above 127 for
+# a defect finds none, and every pixel measure becomes undefined or wrong. MTD has the opposite: masks with grey edges, where *not zero* would be too much. The same threshold cannot
+# serve both.
+#
+# **Copies.** The same photograph in training and test makes a method look better than it is.
+#
+# **Sizes.** Images and masks must be of one size before either is resized. If they are not, someone has resized one of them already.
+#
+# A person's own folder can have all of these. Here is a good one, drawn, and then three copies of it with one thing wrong in each.
+
+# %%
+workshop = Path(tempfile.mkdtemp())
+good = procedural.write(workshop / "good", image_size=64, categories=["jar"]) / "jar"
+
+
+def told(spoil):
+    """What the package says about a copy of the good folder in which `spoil` has changed one thing."""
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        folder = Path(shutil.copytree(good, Path(name) / "jar"))
+        spoil(folder)
+        try:
+            datasets.load(str(folder), "jar", image_size=64).test.masks()
+        except UserError as error:
+            return f"refused: {error}".replace(f"{folder}/", "")
+    return "".join(f"warned: {warning.message}" for warning in heard) or "accepted"
+
+
+# %%
+def label_map(folder):
+    path = folder / "ground_truth/crack/000_mask.png"
+    Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)  # 1 instead of 255
+
+
+def smaller_mask(folder):
+    path = folder / "ground_truth/chip/002_mask.png"
+    Image.open(path).resize((32, 32)).save(path)
+
+
+def copied(folder):
+    shutil.copy(folder / "test/good/003.png", folder / "train/good/999.png")
+
+
+# %% tags=["nbval-check-output"]
+for spoil in (lambda folder: None, label_map, smaller_mask, copied):
+    print(f"{spoil.__name__.replace('<lambda>', 'as it was')}: {told(spoil)}\n")
+
+# %% [markdown]
+# **Resized masks.** An image shrinks by averaging. A mask that shrinks by averaging becomes grey at its edges, and then somebody has to decide what grey means. The decision moves results: the code that GLAD's authors
+# published {cite}`yao2024glad` keeps only pixels that stayed entirely white, so each mask loses its border, and a thin one may lose all of itself. Here are three defects drawn at 512 pixels, where the mask is right, and
+# then brought to 64 pixels in four ways. The numbers are areas, relative to the true one.
+
+# %%
+rules = {
+    "nearest pixel": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.NEAREST)) > 0,
+    "average, above 0": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.BOX)) > 0,
+    "average, above half": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.BOX)) > 127,
+    "average, only white": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.BOX)) == 255,
+}
+large = {
+    f"{category}, {kind}": procedural.draw(category, "test", number, image_size=512, defect=kind)
+    for category, kind, number in (("weave", "stain", 3), ("jar", "crack", 1), ("circuit", "scratch", 5))
+}
+areas = {
+    name: {rule: apply(Image.fromarray(outline.astype(np.uint8) * 255)).mean() / outline.mean() for rule, apply in rules.items()}
+    for name, (_, outline) in large.items()
+}
+pd.DataFrame(areas).T.round(2)
+
+# %% tags=["nbval-check-output"]
+scratch = areas["circuit, scratch"]
+print("a thin scratch keeps about its area under nearest pixel:", abs(scratch["nearest pixel"] - 1) < 0.25)
+print("it is more than twice as large if any touch counts:", scratch["average, above 0"] > 2)
+print("nothing of it is left if only white counts:", scratch["average, only white"] == 0)
+
+# %% [markdown]
+# The large stain hardly cares. The scratch does, and thin defects are the ones that matter. This package takes the nearest pixel: on a single thin defect it may be some pixels off in either direction, but
+# on average it neither adds nor removes.
+#
+# **Image size.** The image shrinks too, and what falls below one pixel is gone, whatever the mask still says. The tiles of MTD differ in width by a factor of six; brought to one size, some are enlarged and some shrunk.
+
+# %%
+fine, outline = large["circuit, scratch"]
+top, left = np.clip(np.argwhere(outline).mean(axis=0) - 96, 0, 320).astype(int) // 16 * 16
+sizes = (512, 128, 64, 32)
+shrunk = []
+for size in sizes:
+    small = Image.fromarray(fine).resize((size, size), Image.Resampling.BOX)
+    shrunk.append(small.resize((512, 512), Image.Resampling.NEAREST).crop((left, top, left + 192, top + 192)))
+
+
+# %% mystnb={"figure": {"caption": "A scratch, cut out of the same picture at four image sizes, given in pixels of the whole picture.", "name": "fig-data-sizes"}, "image": {"alt": "Four crops of a green board. At 512 pixels a fine scratch of the colour of copper is sharp; at 128 it is a dotted line; at 64 a brownish trace; at 32 a brown shade in a few blocks."}}
+grid(shrunk, [f"{size} pixels" for size in sizes], 4)
+
+# %% [markdown]
+# At 32 pixels in {numref}`fig-data-sizes` the scratch is a brown shade in a few blocks, less than what tells two good boards apart, and the mask still asks for it. If a detector misses small defects, look at its input before you look at its equations.
+#
+# **Archives.** The archives of MVTec AD mark their files as read-only; unpacking a second time over the first then fails half way. BTAD mixes BMP and PNG, and calls its folders `ok` and `ko`. Some categories of MVTec AD are grey where a network wants three colours. None of that
+# changes a number, but each has cost somebody an afternoon; the readers in `uad_core.datasets` know them.
+
+# %% tags=["hide-input"]
+shutil.rmtree(workshop)
+
+# %% [markdown]
+# ## Exercises
+#
+# ```{exercise} A mask that loses nothing
+# :label: data-shrink
+# Write `shrink(mask, factor)` for a bool array `(H, W)` whose sides `factor` divides. A pixel of the result, `(H / factor, W / factor)`, is true if *any* of the pixels that it replaces was true, so that the smallest defect survives. Use no loop. Test it with `check_shrink`. Then say
+# which measure such a mask would favour, compared with the nearest pixel: one for a method with sharp maps, or one for a method with wide, blurred ones?
+# ```
+
+
+# %%
+def check_shrink(candidate):
+    """Compare an answer to the first exercise with a loop over all pixels."""
+    mask = np.random.default_rng(0).random((12, 18)) < 0.1
+    wanted = np.array([[mask[r : r + 3, c : c + 3].any() for c in range(0, 18, 3)] for r in range(0, 12, 3)])
+    got = np.asarray(candidate(mask, 3))
+    if got.shape != wanted.shape:
+        return f"not yet: the shape is {got.shape} and should be {wanted.shape}"
+    return "correct" if np.array_equal(got, wanted) else "not yet: the shape is right, the values are not"
+
+
+# %% [markdown]
+# ```{solution} data-shrink
+# :class: dropdown
+# ~~~python
+# def shrink(mask, factor):
+#     height, width = mask.shape
+#     return mask.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))
+#
+#
+# check_shrink(shrink)
+# ~~~
+# Every defect grows by up to a pixel on each side. That favours wide, blurred maps: what they spill over the border of a defect now counts as found, while a sharp map misses pixels that hold hardly any defect. Whoever compares two methods must use one rule for both, and whoever reads a
+# table from a paper should know which one it was.
+# ```
+#
+# ```{exercise} Copies in disguise
+# :label: data-twins
+# The package compares the *bytes of files*. A copy that was saved anew, or a little brighter, passes. Write `twins(train, test)` for two tensors `(n, 3, H, W)` and `(m, 3, H, W)`: the list of pairs `(j, i)` for which test image `j` is training image `i` but for brightness and contrast. Hint: what does not
+# change when all pixels of an image are multiplied by one positive number, or one number is added to them? Test it with `check_twins`.
+# ```
+
+
+# %%
+def check_twins(candidate):
+    """Hide two copies of training pictures, one of them brighter and one with less contrast, among the test pictures."""
+    train, test = (torch.stack([found[i] for i in range(8)]) for found in (jar.train, jar.test))
+    test[2], test[5] = 0.9 * train[6] + 0.05, 0.5 * train[1] + 0.2
+    got = sorted((int(j), int(i)) for j, i in candidate(train, test))
+    missed, invented = {(2, 6), (5, 1)} - set(got), set(got) - {(2, 6), (5, 1)}
+    if missed or invented:
+        return f"not yet: {len(missed)} of 2 copies missed, {len(invented)} pairs that are none"
+    return "correct"
+
+
+# %% [markdown]
+# ```{solution} data-twins
+# :class: dropdown
+# ~~~python
+# def twins(train, test):
+#     def normalised(images):
+#         flat = images.flatten(1).double()
+#         flat = flat - flat.mean(1, keepdim=True)
+#         return flat / flat.norm(dim=1, keepdim=True)
+#
+#     correlation = normalised(test) @ normalised(train).T
+#     return (correlation > 0.9999).nonzero().tolist()
+#
+#
+# check_twins(twins)
+# ~~~
+# Subtracting the mean removes what was added, and dividing by the length removes what was multiplied; what is left is the correlation of the two images, 1 for a copy. The threshold needs a look at the data: two *different* jars, in the same place under the same lamp, correlate
+# strongly as well.
+# ```
+
+# %% [markdown]
+# ## Further reading
+#
+# * {cite:t}`bergmann2021mvtec` describe how the reference benchmark was photographed and outlined, and what its authors count as one defect.
+# * {cite:t}`zou2022spot` add products with several parts and several instances in one picture, where position helps less.
+# * {cite:t}`huang2020mtd` give a set of plain factory pictures of many sizes, without the tidiness of a benchmark.
+# * {cite:t}`ruff2018deep` made the one-class problems on small images the habit they are.
+# * {cite:t}`ruff2021review` put the whole task, its words and its pitfalls in order.
