@@ -22,8 +22,8 @@
 # recognise five traps that spoil results without an error message.
 # ```
 #
-# A detector is only as good as the images on which somebody tried it. So before the first method, this page looks at what will be
-# inspected.
+# A detector is only as good as the images on which somebody tried it. So before the first method, this page looks at what
+# will be inspected.
 
 # %% tags=["hide-input"]
 import os
@@ -59,8 +59,9 @@ from uad_core.plots.pictures import clear
 plots.style()
 
 # %% [markdown]
-# Two variables decide which *real* data the page shows. As they stand, it shows none, and reads the same on every machine. Set the
-# environment variables of the same names, or change the cell; `datasets.data_root()` is where `uad data` puts its downloads.
+# Two variables decide which *real* data the page shows. As they stand, it shows none, and reads the same on every machine.
+# Set the environment variables of the same names, or change the cell; `datasets.data_root()` is where `uad data` puts its
+# downloads.
 
 # %% tags=["parameters"]
 ROOT = os.environ.get("UAD_DATA")
@@ -69,9 +70,9 @@ DATASET = os.environ.get("UAD_DATASET", "procedural")
 # %% [markdown]
 # ## What a benchmark must have
 #
-# The task decides the shape of the data. Training images are all normal, because in a factory those are the ones that cost nothing.
-# Test images are of both kinds, with a *label*, normal or anomalous, and for every anomalous one a *mask* that says which pixels are
-# wrong. Labels and masks are there to measure with. No method may look at them.
+# The task decides the shape of the data. Training images are all normal, because in a factory those are the ones that cost
+# nothing. Test images are of both kinds, with a *label*, normal or anomalous, and for every anomalous one a *mask* that says
+# which pixels are wrong. Labels and masks are there to measure with. No method may look at them.
 #
 # Nearly every benchmark files this in the way of MVTec AD {cite}`bergmann2019mvtec`, and so does the package:
 #
@@ -89,19 +90,21 @@ DATASET = os.environ.get("UAD_DATASET", "procedural")
 benchmark = {name: datasets.load("procedural", name) for name in procedural.CATEGORIES}
 jar = benchmark["jar"]
 print(jar.train, jar.test, sep="\n")
-print("image:", tuple(jar.test[20].shape), " mask:", tuple(jar.test.mask(20).shape), " defect:", jar.test.defects[20])
+print(f"image {tuple(jar.test[20].shape)}, mask {tuple(jar.test.mask(20).shape)}, defect {jar.test.defects[20]}")
 
 # %% [markdown]
 # ## The built-in benchmark
 #
-# Real data cannot be part of a book: most industrial images may not be passed on, and they weigh gigabytes. So the book draws its own,
-# by code, from a seed. Two more reasons turn out to matter as much. In a drawing the mask of a defect is *known*, where a person with a
-# mouse is off by some pixels. And in a drawing one thing can be changed while everything else stays as it was.
+# Real data cannot be part of a book: most industrial images may not be passed on, and they weigh gigabytes. So the book draws
+# its own, by code, from a seed. Two more reasons turn out to matter as much. In a drawing the mask of a defect is *known*,
+# where a person with a mouse is off by some pixels. And in a drawing one thing can be changed while everything else stays as
+# it was.
 #
 # ### From a scene to a picture
 #
-# The drawing has three steps: a scene, a camera, a sensor. Here they are for `circuit`, a small board with a voltage regulator. All that
-# is random comes from `dice` that are addressed by name: whoever asks the dice of `"scene"` changes nothing for those of `"dust"`.
+# The drawing has three steps: a scene, a camera, a sensor. Here they are for `circuit`, a small board with a voltage
+# regulator. All that is random comes from `dice` that are addressed by name: whoever asks the dice of `"scene"` changes
+# nothing for those of `"dust"`.
 
 # %%
 canvas = Canvas.of(256, 256)
@@ -114,10 +117,11 @@ layers = [
 ]
 
 # %% [markdown]
-# The scene is no picture yet. It is a stack of layers that describe a surface: its colour, its relief, its gloss, and how much of the
-# lamp's light arrives in spite of the shadows that the parts cast. Dust falls on it. Then a lamp and a camera turn the layers into a
-# photograph: relief becomes shading and highlights, the lens blurs, most of all away from its plane of focus, the exposure differs from
-# picture to picture, and a veil of glare lies somewhere. The sensor adds its grain and rounds to eight bits.
+# The scene is no picture yet. It is a stack of layers that describe a surface: its colour, its relief, its gloss, and how
+# much of the lamp's light arrives in spite of the shadows that the parts cast. Dust falls on it. Then a lamp and a camera
+# turn the layers into a photograph: relief becomes shading and highlights, the lens blurs, most of all away from its plane of
+# focus, the exposure differs from picture to picture, and a veil of glare lies somewhere. The sensor adds its grain and
+# rounds to eight bits.
 
 # %%
 camera.dust(surface, canvas, dice.child("dust"), circuit.STUDIO)
@@ -147,9 +151,9 @@ grid(
 )
 
 # %% [markdown]
-# Look for the metal legs in {numref}`fig-data-steps`. In the colours they are flat grey strips; that they step down from the body to the
-# board is only in the relief, and the lamp makes it visible. This is why the pictures can be mistaken for photographs: light and shade follow
-# from one relief and one lamp, and are painted nowhere.
+# Look for the metal legs in {numref}`fig-data-steps`. In the colours they are flat grey strips; that they step down from the
+# body to the board is only in the relief, and the lamp makes it visible. This is why the pictures can be mistaken for
+# photographs: light and shade follow from one relief and one lamp, and are painted nowhere.
 #
 # The steps above are all there is. The function that draws any picture of the benchmark takes the same ones:
 
@@ -167,8 +171,8 @@ print("same pixels as procedural.draw:", np.array_equal(image, whole))
 # %% [markdown]
 # ### A defect and its clean twin
 #
-# Now the same board, with the same dust and the same grain, and one leg bent. Because the dice of the defect are its own, nothing else moves.
-# The picture without the defect is its *clean twin*.
+# Now the same board, with the same dust and the same grain, and one leg bent. Because the dice of the defect are its own,
+# nothing else moves. The picture without the defect is its *clean twin*.
 
 # %%
 bent, mask = procedural.draw("circuit", "test", 4, defect="bent_leg")
@@ -179,8 +183,9 @@ legs = (slice(112, 240), slice(64, 192))
 grid([image[legs], bent[legs], change[legs], mask[legs]], ["clean twin", "bent leg", "change", "mask"], 4)
 
 # %% [markdown]
-# The mask in {numref}`fig-data-twin` covers the leg twice: where it is now, and where it should be. The empty place is as wrong as the
-# metal beside it. Data sets in which people drew the masks disagree about this, sometimes within one category; here there is one rule. A defect that lies
+# The mask in {numref}`fig-data-twin` covers the leg twice: where it is now, and where it should be. The empty place is as
+# wrong as the metal beside it. Data sets in which people drew the masks disagree about this, sometimes within one category;
+# here there is one rule. A defect that lies
 # *on* a surface, such as a stain, is masked where it covers a pixel. A defect of the *scene*, such as a bent leg, is masked where it changes
 # the photograph, and over the whole part that is missing or moved.
 #
@@ -200,7 +205,8 @@ print(checked, "kinds of defects, and none changes a pixel outside its mask")
 # %% [markdown]
 # ### Six categories
 #
-# Three are textures: a pattern goes on beyond the picture, and no place in it is special. Three are objects, where every part has its place.
+# Three are textures: a pattern goes on beyond the picture, and no place in it is special. Three are objects, where every part
+# has its place.
 
 # %% mystnb={"figure": {"caption": "A good picture of each category: three textures above, three objects below.", "name": "fig-data-categories"}, "image": {"alt": "Upper row: linen cloth, sawn wood, perforated steel. Lower row: the mouth of an amber glass jar, a white printed caplet on a dark belt, a green circuit board."}}
 grid([category.test.source.image(0) for category in benchmark.values()], list(benchmark), 3)
@@ -226,34 +232,36 @@ plots.contact_sheet(benchmark["plank"].test, count=6)
 plots.contact_sheet(benchmark["grille"].test, count=6)
 
 # %% [markdown]
-# **Jar** is the mouth of a glass jar from above. It stands where it always stands, and each of its rings tells what the next one must be.
+# **Jar** is the mouth of a glass jar from above. It stands where it always stands, and each of its rings tells what the next
+# one must be.
 
 # %% mystnb={"figure": {"caption": "Jar: a good one and its five kinds of defects.", "name": "fig-data-jar"}, "image": {"alt": "The mouth of an amber jar: good, with a large piece of rim missing, a chip, a crack, a crumb of dirt, and a dried film on the floor; each defect is outlined."}}
 plots.contact_sheet(benchmark["jar"].test, count=6)
 
 # %% [markdown]
-# **Tablet** is a printed caplet on a belt. It may lie at any angle, so what is normal at a pixel differs from picture to picture.
+# **Tablet** is a printed caplet on a belt. It may lie at any angle, so what is normal at a pixel differs from picture to
+# picture.
 
 # %% mystnb={"figure": {"caption": "Tablet: a good one and its five kinds of defects.", "name": "fig-data-tablet"}, "image": {"alt": "A white caplet with a dark print on a dark belt, each at another angle: good, with a broken edge, a wrong print, a crack, a stain, and a yellowed half; each defect is outlined."}}
 plots.contact_sheet(benchmark["tablet"].test, count=6)
 
 # %% [markdown]
-# **Circuit** is the board from above. Its parts are held in place. There are two variants of it, with and without a resistor on the pads of
-# R3, and both are normal.
+# **Circuit** is the board from above. Its parts are held in place. There are two variants of it, with and without a resistor
+# on the pads of R3, and both are normal.
 
 # %% mystnb={"figure": {"caption": "Circuit: a good board and its five kinds of defects.", "name": "fig-data-circuit"}, "image": {"alt": "A green board with a three-legged regulator: good, with a missing resistor, a bent leg, a part that lies askew, a blob of solder between legs, and a scratch; each defect is outlined."}}
 plots.contact_sheet(benchmark["circuit"].test, count=6)
 
 # %% [markdown]
-# Compare the *misprint* of {numref}`fig-data-tablet` and the *misplaced* part of {numref}`fig-data-circuit` with the rest. Nothing in them is broken.
-# Every letter and every part is sound, only not where it belongs. Such defects are called *logical*, and to a method that looks at small
-# patches they are invisible.
+# Compare the *misprint* of {numref}`fig-data-tablet` and the *misplaced* part of {numref}`fig-data-circuit` with the rest.
+# Nothing in them is broken. Every letter and every part is sound, only not where it belongs. Such defects are called
+# *logical*, and to a method that looks at small patches they are invisible.
 
 # %% [markdown]
 # ### Severity
 #
-# How plainly a defect shows is a number from 0, the clean twin, to 1. In a test set, successive defects of one kind have these severities in
-# turn, so that not all of them are easy:
+# How plainly a defect shows is a number from 0, the clean twin, to 1. In a test set, successive defects of one kind have
+# these severities in turn, so that not all of them are easy:
 
 # %% tags=["nbval-check-output"]
 print(*sets.SEVERITIES)
@@ -261,7 +269,8 @@ print(*sets.SEVERITIES)
 # %%
 LEVELS = (0, 0.25, 0.5, 0.75, 1)
 panels, names = [], []
-for category, kind, number in (("weave", "stain", 3), ("tablet", "broken_edge", 3), ("circuit", "bent_leg", 4)):
+shown = (("weave", "stain", 3), ("tablet", "broken_edge", 3), ("circuit", "bent_leg", 4))
+for category, kind, number in shown:
     drawn = [procedural.draw(category, "test", number, defect=kind, severity=s) for s in LEVELS]
     centre = np.argwhere(drawn[-1][1]).mean(axis=0)  # of the mask at full severity
     top, left = np.clip(centre - 48, 0, 160).astype(int)
@@ -272,15 +281,15 @@ for category, kind, number in (("weave", "stain", 3), ("tablet", "broken_edge", 
 grid(panels, names, len(LEVELS))
 
 # %% [markdown]
-# The percentages in {numref}`fig-data-severity` tell two kinds of defects apart. The stain covers the same pixels at every severity and only fades:
-# its mask stays, and its pixels become harder to tell from normal ones. The break and the leg change their *shape*: half as severe means smaller. So when a measure falls with
-# severity, ask which of the two it met.
+# The percentages in {numref}`fig-data-severity` tell two kinds of defects apart. The stain covers the same pixels at every
+# severity and only fades: its mask stays, and its pixels become harder to tell from normal ones. The break and the leg change
+# their *shape*: half as severe means smaller. So when a measure falls with severity, ask which of the two it met.
 
 # %% [markdown]
 # ### What varies and is harmless
 #
-# If all good pictures were equal, subtracting one from another would find every defect, and this book would end here. Pose, light, exposure, focus,
-# glare, dust and grain vary in training and test pictures alike.
+# If all good pictures were equal, subtracting one from another would find every defect, and this book would end here. Pose,
+# light, exposure, focus, glare, dust and grain vary in training and test pictures alike.
 
 # %%
 seen, names = [], []
@@ -293,8 +302,8 @@ for category in ("jar", "tablet", "plank"):
 grid(seen, names, 6)
 
 # %% [markdown]
-# How much is that, in numbers? We compare two differences: between two good pictures, and between a defective picture and its clean twin. Both are means
-# over all pixels and colours, in grey levels of 0 to 255.
+# How much is that, in numbers? We compare two differences: between two good pictures, and between a defective picture and its
+# clean twin. Both are means over all pixels and colours, in grey levels of 0 to 255.
 
 
 # %%
@@ -316,19 +325,20 @@ measured.round(2)
 
 # %% tags=["nbval-check-output"]
 ratio = measured["two good pictures"] / measured["a defect and its twin"]
-print(f"two good pictures differ at least {int(ratio.min())} times as much as a defect from its twin, on every category")
+print(f"two good pictures differ at least {int(ratio.min())} times as much as a defect from its twin")
 
 # %% [markdown]
-# That is the problem of this book in one line. A defect is a small change among large ones, and size does not tell which is which. A method must learn *how*
-# good pictures differ.
+# That is the problem of this book in one line. A defect is a small change among large ones, and size does not tell which is
+# which. A method must learn *how* good pictures differ.
 
 # %% [markdown]
 # ### The same pixels everywhere
 #
-# A benchmark that is drawn anew on every machine must be the same on every machine, or no two results can be compared. That is harder than setting a seed:
-# random generators change with the version of a library, and sines and exponentials differ in the last bit between processors. So the drawing uses
-# integer hashes for chance, and only operations that the standard for floating-point numbers, IEEE 754, rounds in exactly one way: addition, subtraction, multiplication, division, square
-# root and comparison. A cosine is a short polynomial. What follows holds on your machine too:
+# A benchmark that is drawn anew on every machine must be the same on every machine, or no two results can be compared. That
+# is harder than setting a seed: random generators change with the version of a library, and sines and exponentials differ in
+# the last bit between processors. So the drawing uses integer hashes for chance, and only operations that the standard for
+# floating-point numbers, IEEE 754, rounds in exactly one way: addition, subtraction, multiplication, division, square root
+# and comparison. A cosine is a short polynomial. What follows holds on your machine too:
 
 # %% tags=["nbval-check-output"]
 for category in benchmark:
@@ -338,14 +348,15 @@ for category in benchmark:
     print(f"{category:8s} {kind:12s} {digest[:16]}")
 
 # %% [markdown]
-# A set of images carries such a hash as well, over all names and pixels. Each result in the {term}`ledger` holds it, so that one knows whether two results were measured on the
-# same images. Drawing is quick enough to need no files:
+# A set of images carries such a hash as well, over all names and pixels. Each result in the {term}`ledger` holds it, so that
+# one knows whether two results were measured on the same images. Drawing is quick enough to need no files:
 
 # %%
 start = time.perf_counter()
 again = datasets.load("procedural", "jar")
-fingerprint = (again.train.sha256[:16], again.test.sha256[:16])
-print(f"{len(again.train) + len(again.test)} pictures of 256 pixels in {time.perf_counter() - start:.1f} s:", *fingerprint)
+fingerprints = again.train.sha256[:16], again.test.sha256[:16]
+seconds = time.perf_counter() - start
+print(f"{len(again.train)} + {len(again.test)} pictures of 256 pixels in {seconds:.1f} s:", *fingerprints)
 
 # %% [markdown]
 # Other tools want files. They get them in the layout shown at the top, as PNG:
@@ -358,8 +369,9 @@ print(f"{len(again.train) + len(again.test)} pictures of 256 pixels in {time.per
 # (data-expectations)=
 # ### Who should win, and who should fail ◇
 #
-# The categories were chosen so that each of the five ideas has one where it should do well and one where it should struggle. The table is an **expectation**, written before
-# any of it was measured, and reasoned from how each method works. What a method rests on is its authors'; what we conclude from it is ours ◇.
+# The categories were chosen so that each of the five ideas has one where it should do well and one where it should struggle.
+# The table is an **expectation**, written before any of it was measured, and reasoned from how each method works. What a
+# method rests on is its authors'; what we conclude from it is ours ◇.
 #
 # | Method | should do well on | because | should struggle on | because |
 # |---|---|---|---|---|
@@ -369,17 +381,20 @@ print(f"{len(again.train) + len(again.test)} pictures of 256 pixels in {time.per
 # | HLGFA {cite}`zhou2026hlgfa` | `grille` | a coarse view foretells every edge, so what it does not foretell is a scratch or a shaving | `plank` | sawdust is normal, yet sharp and not to be foreseen from a coarse view |
 # | GLAD {cite}`yao2024glad` | `jar`, *broken rim* | a large loss needs many denoising steps and a crumb of dirt few; the number adapts, where any fixed one fails one of the two | `plank` | grain that is drawn anew out of noise is other grain |
 #
-# Two more guesses. A misplaced part, being sound, is hard for HFR, which can notice it on its deepest level only, and for HLGFA, because sound parts look consistent at every resolution. And as a
-# method learns to combine more freely (more atoms in SGFR, a wider code in HFR), it should find fewer of the faint defects, since it can imitate them too.
+# Two more guesses. A misplaced part, being sound, is hard for HFR, which can notice it on its deepest level only, and for
+# HLGFA, because sound parts look consistent at every resolution. And as a method learns to combine more freely (more atoms in
+# SGFR, a wider code in HFR), it should find fewer of the faint defects, since it can imitate them too.
 #
-# Keep the table at hand. Each chapter meets its category, and an expectation that turns out wrong teaches more than one that comes true.
+# Keep the table at hand. Each chapter meets its category, and an expectation that turns out wrong teaches more than one that
+# comes true.
 
 # %% [markdown]
 # ## The published benchmarks
 #
-# Drawings have a flaw: we made them, so they can hold only defects that we thought of. The numbers in papers come from photographs. Here is every data set on which
-# one of the five methods was tested, and two more: DTD, whose textures GLAD pastes into normal images as synthetic defects, and ELPV, real solar cells that come as an ordinary Python package. All that the cards say comes from
-# the package's catalogue.
+# Drawings have a flaw: we made them, so they can hold only defects that we thought of. The numbers in papers come from
+# photographs. Here is every data set on which one of the five methods was tested, and two more: DTD, whose textures GLAD
+# pastes into normal images as synthetic defects, and ELPV, real solar cells that come as an ordinary Python package. All that
+# the cards say comes from the package's catalogue.
 
 
 # %%
@@ -394,7 +409,8 @@ def sizes_of(info):
     named = ", ".join(f"`{name}` {size}" for name, size in zip(info.counts, each))
     if info.protocol != "inspection" or len(each) < 2:
         return named
-    train, test, wrong = (sum(getattr(c, k) for c in info.counts.values()) for k in ("train", "test", "anomalous"))
+    keys = ("train", "test", "anomalous")
+    train, test, wrong = (sum(getattr(c, key) for c in info.counts.values()) for key in keys)
     return f"{train:,} + {test:,} ({wrong:,}): {named}"
 
 
@@ -421,12 +437,14 @@ def card(info):
 Markdown("\n\n".join(card(info) for info in datasets.catalogue(ROOT)))
 
 # %% [markdown]
-# What the licences mean for you, and for pictures that you publish, is said in {doc}`../book/data_licences`. After a download the images are counted, and a count that differs from the published one is an
-# error, because a number measured on half a test set is worth nothing.
+# What the licences mean for you, and for pictures that you publish, is said in {doc}`../book/data_licences`. After a download
+# the images are counted, and a count that differs from the published one is an error, because a number measured on half a
+# test set is worth nothing.
 #
-# **Who learns from what.** MVTec AD, BTAD and MPDD come divided into training and test images. VisA and PCB-Bank come with a table of file names that divides them. In a one-class problem the
-# training images of one class are normal, and the whole test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the normal images to learn from and
-# judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for everyone:
+# **Who learns from what.** MVTec AD, BTAD and MPDD come divided into training and test images. VisA and PCB-Bank come with a
+# table of file names that divides them. In a one-class problem the training images of one class are normal, and the whole
+# test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the normal images to learn from
+# and judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for everyone:
 #
 # ```{literalinclude} ../uad_core/datasets/splits.py
 # :pyobject: fixed_split
@@ -437,8 +455,9 @@ Markdown("\n\n".join(card(info) for info in datasets.catalogue(ROOT)))
 # %% [markdown]
 # ### What is here
 #
-# This cell draws a contact sheet of every data set that it finds below `ROOT`, and of the folder `DATASET` if that names one of yours. In the stored copy of this page `ROOT` is empty, so there is nothing to see: pictures of
-# data that are not free do not belong into a repository.
+# This cell draws a contact sheet of every data set that it finds below `ROOT`, and of the folder `DATASET` if that names one
+# of yours. In the stored copy of this page `ROOT` is empty, so there is nothing to see: pictures of data that are not free do
+# not belong into a repository.
 
 # %% mystnb={"image": {"alt": "Contact sheet of a data set on this machine: images of every kind of defect in turn, masks as outlines."}}
 catalogue = {info.name: info for info in datasets.catalogue(ROOT) if info.protocol != "textures"}
@@ -459,17 +478,21 @@ print(f"{len(here)} real data sets shown")
 # %% [markdown]
 # ## Traps of real data
 #
-# A program that crashes is a nuisance. One that runs and gives a wrong number is worse, and with image data that is easily done. These are the traps that the data sets above have laid for others.
+# A program that crashes is a nuisance. One that runs and gives a wrong number is worse, and with image data that is easily
+# done. These are the traps that the data sets above have laid for others.
 #
-# **Masks that look black.** The masks of VisA are *label maps*: a pixel holds the number of its defect type, a small one. Opened in a viewer they are black. A reader that takes everything above 127 for
-# a defect finds none, and every pixel measure becomes undefined or wrong. MTD has the opposite: masks with grey edges, where *not zero* would be too much. The same threshold cannot
-# serve both.
+# **Masks that look black.** The masks of VisA are *label maps*: a pixel holds the number of its defect type, a small one.
+# Opened in a viewer they are black. A reader that takes everything above 127 for a defect finds none, and every pixel measure
+# becomes undefined or wrong. MTD has the opposite: masks with grey edges, where *not zero* would be too much. The same
+# threshold cannot serve both.
 #
 # **Copies.** The same photograph in training and test makes a method look better than it is.
 #
-# **Sizes.** Images and masks must be of one size before either is resized. If they are not, someone has resized one of them already.
+# **Sizes.** Images and masks must be of one size before either is resized. If they are not, someone has resized one of them
+# already.
 #
-# A person's own folder can have all of these. Here is a good one, drawn, and then three copies of it with one thing wrong in each.
+# A person's own folder can have all of these. Here is a good one, drawn, and then three copies of it with one thing wrong in
+# each.
 
 # %%
 workshop = Path(tempfile.mkdtemp())
@@ -477,22 +500,28 @@ good = procedural.write(workshop / "good", image_size=64, categories=["jar"]) / 
 
 
 def told(spoil):
-    """What the package says about a copy of the good folder in which `spoil` has changed one thing."""
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True) as heard:
+    """What the package says about a copy of the good folder in which one thing is spoilt."""
+    folder = workshop / spoil.__name__
+    shutil.copytree(good, folder)
+    spoil(folder)
+    with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        folder = Path(shutil.copytree(good, Path(name) / "jar"))
-        spoil(folder)
         try:
-            datasets.load(str(folder), "jar", image_size=64).test.masks()
+            datasets.load(str(folder), "all", image_size=64).test.masks()
         except UserError as error:
             return f"refused: {error}".replace(f"{folder}/", "")
     return "".join(f"warned: {warning.message}" for warning in heard) or "accepted"
 
 
 # %%
+def as_it_was(folder):
+    pass
+
+
 def label_map(folder):
     path = folder / "ground_truth/crack/000_mask.png"
-    Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)  # 1 instead of 255
+    mask = np.asarray(Image.open(path))
+    Image.fromarray(mask // 255).save(path)  # 1 in place of 255
 
 
 def smaller_mask(folder):
@@ -505,27 +534,36 @@ def copied(folder):
 
 
 # %% tags=["nbval-check-output"]
-for spoil in (lambda folder: None, label_map, smaller_mask, copied):
-    print(f"{spoil.__name__.replace('<lambda>', 'as it was')}: {told(spoil)}\n")
+for spoil in (as_it_was, label_map, smaller_mask, copied):
+    print(f"{spoil.__name__}: {told(spoil)}")
 
 # %% [markdown]
-# **Resized masks.** An image shrinks by averaging. A mask that shrinks by averaging becomes grey at its edges, and then somebody has to decide what grey means. The decision moves results: the code that GLAD's authors
-# published {cite}`yao2024glad` keeps only pixels that stayed entirely white, so each mask loses its border, and a thin one may lose all of itself. Here are three defects drawn at 512 pixels, where the mask is right, and
-# then brought to 64 pixels in four ways. The numbers are areas, relative to the true one.
+# **Resized masks.** An image shrinks by averaging. A mask that shrinks by averaging becomes grey at its edges, and then
+# somebody has to decide what grey means. The decision moves results: the code that GLAD's authors published
+# {cite}`yao2024glad` keeps only pixels that stayed entirely white, so each mask loses its border, and a thin one may lose all
+# of itself. Here are three defects drawn at 512 pixels, where the mask is right, and then brought to 64 pixels in four ways.
+# The numbers are areas, relative to the true one.
 
 # %%
-rules = {
-    "nearest pixel": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.NEAREST)) > 0,
-    "average, above 0": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.BOX)) > 0,
-    "average, above half": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.BOX)) > 127,
-    "average, only white": lambda m: np.asarray(m.resize((64, 64), Image.Resampling.BOX)) == 255,
-}
+def shrunk_masks(mask):
+    """A mask (512, 512) at 64 pixels, by four rules."""
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    average = np.asarray(picture.resize((64, 64), Image.Resampling.BOX))
+    return {
+        "nearest pixel": np.asarray(picture.resize((64, 64), Image.Resampling.NEAREST)) > 0,
+        "average, above 0": average > 0,
+        "average, above half": average > 127,
+        "average, only white": average == 255,
+    }
+
+
+# %%
 large = {
-    f"{category}, {kind}": procedural.draw(category, "test", number, image_size=512, defect=kind)
-    for category, kind, number in (("weave", "stain", 3), ("jar", "crack", 1), ("circuit", "scratch", 5))
+    f"{category}, {kind}": procedural.draw(category, "test", i, image_size=512, defect=kind)
+    for category, kind, i in (("weave", "stain", 3), ("jar", "crack", 1), ("circuit", "scratch", 5))
 }
 areas = {
-    name: {rule: apply(Image.fromarray(outline.astype(np.uint8) * 255)).mean() / outline.mean() for rule, apply in rules.items()}
+    name: {rule: small.mean() / outline.mean() for rule, small in shrunk_masks(outline).items()}
     for name, (_, outline) in large.items()
 }
 pd.DataFrame(areas).T.round(2)
@@ -537,10 +575,11 @@ print("it is more than twice as large if any touch counts:", scratch["average, a
 print("nothing of it is left if only white counts:", scratch["average, only white"] == 0)
 
 # %% [markdown]
-# The large stain hardly cares. The scratch does, and thin defects are the ones that matter. This package takes the nearest pixel: on a single thin defect it may be some pixels off in either direction, but
-# on average it neither adds nor removes.
+# The large stain hardly cares. The scratch does, and thin defects are the ones that matter. This package takes the nearest
+# pixel: on a single thin defect it may be some pixels off in either direction, but on average it neither adds nor removes.
 #
-# **Image size.** The image shrinks too, and what falls below one pixel is gone, whatever the mask still says. The tiles of MTD differ in width by a factor of six; brought to one size, some are enlarged and some shrunk.
+# **Image size.** The image shrinks too, and what falls below one pixel is gone, whatever the mask still says. The tiles of
+# MTD differ in width by a factor of six; brought to one size, some are enlarged and some shrunk.
 
 # %%
 fine, outline = large["circuit, scratch"]
@@ -556,10 +595,14 @@ for size in sizes:
 grid(shrunk, [f"{size} pixels" for size in sizes], 4)
 
 # %% [markdown]
-# At 32 pixels in {numref}`fig-data-sizes` the scratch is a brown shade in a few blocks, less than what tells two good boards apart, and the mask still asks for it. If a detector misses small defects, look at its input before you look at its equations.
+# At 32 pixels in {numref}`fig-data-sizes` the scratch is a brown shade in a few blocks, and the mask still asks for
+# it. If a detector misses small defects, look at its input before you look at its
+# equations.
 #
-# **Archives.** The archives of MVTec AD mark their files as read-only; unpacking a second time over the first then fails half way. BTAD mixes BMP and PNG, and calls its folders `ok` and `ko`. Some categories of MVTec AD are grey where a network wants three colours. None of that
-# changes a number, but each has cost somebody an afternoon; the readers in `uad_core.datasets` know them.
+# **Archives.** The archives of MVTec AD mark their files as read-only; unpacking a second time over the first then fails half
+# way. BTAD mixes BMP and PNG, and calls its folders `ok` and `ko`. Some categories of MVTec AD are grey where a network wants
+# three colours. None of that changes a number, but each stops a program that does not expect it. The readers in
+# `uad_core.datasets` do.
 
 # %% tags=["hide-input"]
 shutil.rmtree(workshop)
@@ -609,7 +652,7 @@ def check_shrink(candidate):
 
 # %%
 def check_twins(candidate):
-    """Hide two copies of training pictures, one of them brighter and one with less contrast, among the test pictures."""
+    """Hide two altered copies of training pictures among the test pictures."""
     train, test = (torch.stack([found[i] for i in range(8)]) for found in (jar.train, jar.test))
     test[2], test[5] = 0.9 * train[6] + 0.05, 0.5 * train[1] + 0.2
     got = sorted((int(j), int(i)) for j, i in candidate(train, test))

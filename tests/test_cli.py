@@ -238,7 +238,7 @@ def test_a_test_set_of_one_kind_cannot_be_judged(things, tmp_path, kind: str, sa
     assert ran.status == 2 and not (tmp_path / "out").exists()
     *warnings, error = ran.err.splitlines()
     assert all(line.startswith("warning: ") for line in warnings)
-    assert error == f"error: {things}/alpha: test has {said}; metrics need both normal and defective ones there"
+    assert error == f"error: {things}/alpha: test has {said}; metrics need normal and defective ones there"
 
 
 def test_a_damaged_second_category_leaves_the_finished_first(things, tmp_path) -> None:

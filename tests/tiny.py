@@ -63,7 +63,8 @@ def image_set(images: np.ndarray, masks: np.ndarray | None = None, **changes) ->
     labels = np.zeros(len(images), bool) if masks is None else masks.any((1, 2))
     facts = {
         "dataset": "tiny", "category": "weave", "split": "train", "image_size": images.shape[1:3], "labels": labels,
-        "paths": [f"{i:03d}.png" for i in range(len(images))], "defects": ["patch" if bad else "good" for bad in labels],
+        "paths": [f"{i:03d}.png" for i in range(len(images))],
+        "defects": ["patch" if bad else "good" for bad in labels],
         "source": ArraySource(images, None if masks is None else list(masks)), "has_masks": masks is not None,
     }  # fmt: skip
     return ImageSet(**{**facts, **changes})

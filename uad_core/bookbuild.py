@@ -35,21 +35,15 @@ def build(dataset: str | None, root: Path | None, category: str | None, profile:
     environment = {**os.environ, **_chosen(dataset, root, category, profile)}
     source = _copy(home, out / "source")
     for notebook in tqdm(sorted((source / "notebooks").glob("*.ipynb")), desc="notebooks"):
-        command = [
-            "nbconvert",
-            "--to",
-            "notebook",
-            "--execute",
-            "--inplace",
-            "--ExecutePreprocessor.record_timing=False",
-        ]
-        _python(["-m", "jupyter", *command, str(notebook)], environment, f"{notebook.name} failed")
+        command = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
+        options = ["--ExecutePreprocessor.record_timing=False"]
+        _python([*command, *options, str(notebook)], environment, f"{notebook.name} failed")
     _python(["-m", "jupyter_book", "build", str(source)], environment, "the book could not be built")
     return source / "_build" / "html" / "index.html"
 
 
 def _chosen(dataset: str | None, root: Path | None, category: str | None, profile: str | None) -> dict[str, str]:
-    """Return the variables that the notebooks read; say now, not after minutes, that there is no such data or profile."""
+    """Return the variables that the notebooks read; refuse unknown data and profiles now, not after minutes."""
     variables = {}
     if profile is not None:
         if profile not in PROFILES:

@@ -156,10 +156,8 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 def _summary(result: dict[str, Any], out: Path) -> str:
     """Return the metrics of a run as a small table, in percent."""
-    rows = {
-        **result.get("per_category", {}),
-        ("mean" if "per_category" in result else result["category"]): result["metrics"],
-    }
+    last = "mean" if "per_category" in result else result["category"]
+    rows = {**result.get("per_category", {}), last: result["metrics"]}
     names = list(result["metrics"])
     width = max(len(row) for row in rows) + 2
     lines = [" " * width + "".join(f"{name:>14s}" for name in names)]
@@ -184,9 +182,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except OSError as error:
-        _stop(
-            f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its permissions and the free space"
-        )
+        remedy = "check the path, its permissions and the free space"
+        _stop(f"{error.filename or 'the system'}: {error.strerror or error}; {remedy}")
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

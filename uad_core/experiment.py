@@ -1,8 +1,8 @@
 """One run: data, method and seed in, the row of a table out.
 
 A run leaves a folder that anyone can check: `result.json` (what was run, on what, with which metrics and at which
-cost), `maps.npz` (every anomaly map and mask, enough to recompute every metric) and `model/`. A run that was killed goes
-on from its checkpoint, a finished one is never computed twice nor overwritten.
+cost), `maps.npz` (every anomaly map and mask, enough to recompute every metric) and `model/`. A run that was killed
+goes on from its checkpoint, a finished one is never computed twice nor overwritten.
 """
 
 from __future__ import annotations
@@ -47,10 +47,8 @@ class Experiment:
 
     def detector(self, protocol: str) -> Detector:
         """Build the unfitted detector of this run."""
-        options = dict(
-            profile=self.profile, backbone=self.backbone, image_size=self.image_size, seed=self.seed, device=self.device,
-            protocol=protocol,
-        )  # fmt: skip
+        names = ("profile", "backbone", "image_size", "seed", "device")
+        options = {**{name: getattr(self, name) for name in names}, "protocol": protocol}
         for key in options.keys() & self.settings.keys():
             raise UserError(f"{key} is no setting that --set changes: see the options of `uad run --help`")
         return methods.create(self.method, **options, **self.settings)
@@ -59,13 +57,10 @@ class Experiment:
         """Load one category at the detector's size; refuse what cannot be fitted or judged."""
         loaded = datasets.load(self.dataset, category, root=self.root, image_size=image_size, seed=self.seed)
         labels = loaded.test.labels
-        if len(labels) == 0 or labels.all() or not labels.any():
-            has = (
-                "no images" if len(labels) == 0 else "only defective images" if labels.all() else "no defective images"
-            )
-            raise UserError(
-                f"{self.dataset}/{category}: test has {has}; metrics need both normal and defective ones there"
-            )
+        if labels.all() or not labels.any():
+            has = "no" if not labels.any() else "only"
+            remedy = "metrics need normal and defective ones there"
+            raise UserError(f"{self.dataset}/{category}: test has {has} defective images; {remedy}")
         return loaded
 
 
@@ -93,9 +88,8 @@ def select_categories(experiment: Experiment) -> list[str]:
             f"no category of {experiment.dataset} is called {unknown[0]!r}: choose among {', '.join(known)}"
         )
     if len(set(names)) != len(names) or not names:
-        raise UserError(
-            f"--category {experiment.category!r} names no category or one twice: write for instance {','.join(known[:2])}"
-        )
+        example = ",".join(known[:2])
+        raise UserError(f"--category {experiment.category!r} names no category or one twice: write such as {example}")
     return names
 
 
@@ -230,7 +224,7 @@ def _finished(out: Path, frame: dict[str, Any]) -> dict[str, Any] | None:
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """Make the folder and see that it can be written, before anything is computed; a run that fails leaves no empty one."""
+    """Make the folder and see that it can be written, before anything is computed; leave no empty one behind."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".write-{os.getpid()}"
@@ -249,7 +243,8 @@ def _require_space(out: Path, n_test: int, detector: Detector) -> None:
     """Refuse a run whose results would not fit on the disk."""
     height, width = detector.map_size
     weights = sum(p.numel() * p.element_size() for p in detector.own_tensors().values())
-    # Maps (float32) and masks (bool), uncompressed; the model; a checkpoint with Adam's two moments, twice while it is replaced.
+    # Maps (float32) and masks (bool), uncompressed; the model; a checkpoint with Adam's two moments, twice while it
+    # is replaced.
     needed = n_test * height * width * 5 + weights * 7 + 2**20
     free = shutil.disk_usage(out).free
     if free < needed:

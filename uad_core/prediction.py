@@ -38,10 +38,11 @@ def predict_files(
 ) -> list[Verdict]:
     """Map and score image files; write overlays, scores.csv and maps.npz into the new folder `out`.
 
-    model: the folder of a run, or of a saved model. images: files, or folders whose images are taken. All overlays share
-    one colour scale, so that two of them can be compared.
+    model: the folder of a run, or of a saved model. images: files, or folders whose images are taken. All overlays
+    share one colour scale, so that two of them can be compared.
 
-    Raises UserError for a missing model, a file that is no image, or an `out` that is not empty; nothing is written then.
+    Raises UserError for a missing model, a file that is no image, or an `out` that is not empty; nothing is written
+    then.
     """
     detector = methods.load(model / "model" if (model / "model").is_dir() else model, device)
     files = _image_files(images)

@@ -97,9 +97,8 @@ def train(
     history = _resume(state, checkpoint, key, device)
     saved = time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for epoch in (
-            bar := tqdm(range(len(history), schedule.epochs), desc="training", disable=not progress, leave=False)
-        ):
+        bar = tqdm(range(len(history), schedule.epochs), desc="training", disable=not progress, leave=False)
+        for epoch in bar:
             history.append(_epoch(fabric, state, data, loss, schedule, hash_seed(seed, epoch), device))
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             due = time.monotonic() - saved > CHECKPOINT_SECONDS or epoch + 1 == schedule.epochs
@@ -187,7 +186,7 @@ def _save(state: dict, history: list[float], checkpoint: Path, key: str) -> None
 
 
 def _resume(state: dict, checkpoint: Path | None, key: str, device: torch.device) -> list[float]:
-    """Load a checkpoint of the same run into `state`; start afresh where there is none, or a damaged or another run's."""
+    """Load a checkpoint of the same run into `state`; start afresh where there is none, or only a damaged one."""
     if checkpoint is None or not checkpoint.is_file():
         return []
     content = checkpoint.read_bytes()

@@ -25,6 +25,7 @@ __all__ = ["METHODS", "PROFILES", "create", "load", "method_class", "save"]
 
 METHODS = {
     "hfr": "uad_core.methods.hfr:HFR",
+    "sgfr": "uad_core.methods.sgfr:SGFR",
     "pixel_ae": "uad_core.methods.baselines:PixelAutoencoder",
     "knn": "uad_core.methods.baselines:NearestNeighbour",
 }
@@ -59,9 +60,9 @@ def create(
 ) -> Detector:
     """Build an unfitted detector.
 
-    name: see `METHODS`. profile: see `PROFILES`. backbone: see `uad_core.backbones.BACKBONES`; None takes the profile's.
-    image_size: pixels, or (H, W); None takes the protocol's. protocol: "inspection" (defects in images) or "one_class" (small
-    images, one class is normal). settings: fields of the method's configuration.
+    name: see `METHODS`. profile: see `PROFILES`. backbone: see `uad_core.backbones.BACKBONES`; None takes the
+    profile's. image_size: pixels, or (H, W); None takes the protocol's. protocol: "inspection" (defects in images) or
+    "one_class" (small images, one class is normal). settings: fields of the method's configuration.
 
     Raises UserError for an unknown name, profile or setting, or a value of the wrong kind.
     """
@@ -91,11 +92,9 @@ def _build(
     # On a forked generator: building a detector draws no number of the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = (
-            [config, load_backbone(backbone, config.strides, weights)]
-            if issubclass(kind, FeatureDetector)
-            else [config]
-        )
+        parts: list[Any] = [config]
+        if issubclass(kind, FeatureDetector):
+            parts.append(load_backbone(backbone, config.strides, weights))
         torch.manual_seed(seed)
         return kind(*parts, image_size=size, seed=seed).to(device).eval()
 
@@ -151,7 +150,10 @@ def _example(wanted: Any) -> str:
 
 
 def save(detector: Detector, folder: Path | str) -> Path:
-    """Write a fitted detector as safetensors and JSON, without the backbone's weights; a folder appears whole or not at all."""
+    """Write a fitted detector as safetensors and JSON, without the backbone's weights.
+
+    The folder appears whole or not at all. Raises UserError where it holds something else than a model.
+    """
     from safetensors.torch import save as serialise
 
     folder = Path(folder)
@@ -186,7 +188,10 @@ def describe(detector: Detector) -> dict[str, Any]:
 
 
 def load(folder: Path | str, device: str | torch.device = "auto") -> Detector:
-    """Read a detector that `save` wrote; raise UserError when it is damaged or its backbone's weights are others now."""
+    """Read a detector that `save` wrote.
+
+    Raises UserError when it is missing or damaged, or when its backbone's weights are others now.
+    """
     from safetensors.torch import load_file
 
     folder = Path(folder)

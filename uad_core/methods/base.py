@@ -214,6 +214,6 @@ class FeatureDetector(Detector):
             yield self.feature_residuals(images.batch(index, self.device))
 
     def run_key(self, features: Features) -> str:
-        """Name everything that determines the fitted model, so that a checkpoint is never mistaken for another run's."""
+        """Name everything that determines the fitted model: no checkpoint is mistaken for another run's."""
         parts = (self.name, self.config, self.seed, features.key)
         return hashlib.sha256(repr(parts).encode()).hexdigest()

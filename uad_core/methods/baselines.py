@@ -151,7 +151,7 @@ class NearestNeighbour(FeatureDetector):
         self.memory, self.owner = torch.cat(rows), owner.to(self.device)
 
     def feature_residuals(self, pyramid: list[Tensor], image: int | None = None) -> dict[str, Tensor]:
-        """Return the distance map {"nearest": (N, h, w)}; patches that stem from training image `image` do not count."""
+        """Return the distance map {"nearest": (N, h, w)}; patches of the training image `image` do not count."""
         height, width = pyramid[0].shape[-2:]
         distances = torch.cdist(self.patches(pyramid).flatten(0, 1), self.memory)  # (N·h·w, m)
         if image is not None:

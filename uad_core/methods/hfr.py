@@ -141,7 +141,9 @@ class HFR(FeatureDetector):
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(image_size=128, epochs=20),
         "cpu": dict(),
-        "colab": dict(backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=60, batch_size=16, lr=1e-3),
+        "colab": dict(
+            backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=60, batch_size=16, lr=1e-3
+        ),
         "paper": dict(
             backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=200, batch_size=16, lr=5e-3,
             betas=(0.5, 0.999), decay="constant", standardise=False,
@@ -154,9 +156,8 @@ class HFR(FeatureDetector):
         super().__init__(config, backbone, image_size, seed)
         channels = backbone.channels
         if len(config.widths) != len(channels) + 1:
-            raise UserError(
-                f"widths {config.widths} do not fit {len(channels)} levels: give {len(channels) + 1} numbers, the code's first"
-            )
+            levels = f"{len(channels)} levels: give {len(channels) + 1} numbers, the code's first"
+            raise UserError(f"widths {config.widths} do not fit {levels}")
         self.bottleneck = Bottleneck(config.bottleneck, channels[-1], config.widths[0])
         self.decoder = Decoder(channels, backbone.strides, config.widths, config.blocks, self.bottleneck)
         for k, c in enumerate(channels):
