@@ -25,7 +25,6 @@ __all__ = ["METHODS", "PROFILES", "create", "load", "method_class", "save"]
 
 METHODS = {
     "hfr": "uad_core.methods.hfr:HFR",
-    "sgfr": "uad_core.methods.sgfr:SGFR",
     "pixel_ae": "uad_core.methods.baselines:PixelAutoencoder",
     "knn": "uad_core.methods.baselines:NearestNeighbour",
 }
