@@ -1,0 +1,257 @@
+"""SGFR: its three readings, the bank and where it comes from, what normal images are scored without, and its maps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import LITE0, SIZE, damage, detector, digest, network, shared_networks, tensor, weave
+
+from uad_core import methods, scoring
+from uad_core.errors import UserError
+from uad_core.features import Features
+from uad_core.methods.self_expression import matching_pursuit
+from uad_core.methods.sgfr import SGFR, SGFRConfig, coarse_cell, to_maps, to_points
+
+READINGS = ("patch", "map", "position")
+SMALL = dict(atoms=32, images=6, candidates=500)
+
+
+def features(count: int = 12, seed: int = 0) -> Features:
+    """Features as `network(strides=(8, 16))` gives them for images of 64 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (count, 48, 8, 8), (count, 192, 4, 4)
+    return Features([torch.randn(*shape, generator=generator).half() for shape in shapes], "made by hand")
+
+
+def sgfr(**settings) -> SGFR:
+    return detector("sgfr", network(strides=(8, 16)), **{**SMALL, **settings})
+
+
+def fitted(**settings) -> SGFR:
+    return sgfr(**settings).fit(features(), progress=False)
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", SGFR.profiles)
+def test_every_profile_is_a_valid_configuration(profile: str) -> None:
+    settings = {key: value for key, value in SGFR.profiles[profile].items() if key not in ("backbone", "image_size")}
+    assert methods.configure(SGFRConfig, settings).reference in methods.configure(SGFRConfig, settings).strides
+
+
+def test_every_field_says_that_it_is_a_reconstruction_and_why() -> None:
+    for field in dataclasses.fields(SGFRConfig):
+        assert field.metadata["mark"] == "reconstruction" and len(field.metadata["note"]) > 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"reference": 4}, "choose among the strides 8, 16"),
+        ({"k": 0}, "at least 1"),
+        ({"atoms": 0}, "at least 1"),
+        ({"images": 0}, "at least 1"),
+        ({"candidates": 0}, "at least 1"),
+        ({"reading": "pixel"}, "patch, map, position"),
+        ({"sampler": "greedy"}, "subspace, random, coreset"),
+        ({"solver": "lasso"}, "omp, elastic_net"),
+        ({"patch": 2}, "1, 3, 5"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        sgfr(**settings)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- data points ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("reading", "shape"), [("patch", (1, 24, 5)), ("map", (1, 2, 60)), ("position", (12, 2, 5))])
+def test_points_are_the_reading_s_and_maps_come_back(reading: str, shape: tuple[int, ...]) -> None:
+    f = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    points = to_points(f, reading)
+    assert points.shape == shape
+    assert torch.allclose(points.norm(dim=2), torch.ones(shape[:2]))
+    back = to_maps(points, f.shape, reading)
+    whole = f / (f.flatten(1).norm(dim=1)[:, None, None, None] if reading == "map" else f.norm(dim=1, keepdim=True))
+    assert torch.allclose(back, whole, atol=1e-6)
+
+
+def test_coarse_cells_are_those_that_nearest_enlargement_would_show() -> None:
+    for fine, coarse in (((8, 8), (4, 4)), ((8, 12), (4, 3)), ((6, 6), (6, 6))):
+        cells = torch.arange(coarse[0] * coarse[1]).view(1, 1, *coarse).float()
+        expected = F.interpolate(cells, size=fine, mode="nearest").flatten().long()
+        found = coarse_cell(torch.arange(fine[0] * fine[1]), torch.Size(fine), torch.Size(coarse))
+        assert torch.equal(found, expected)
+
+
+# --- the bank ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["subspace", "random", "coreset"])
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_bank_holds_the_points_that_its_origin_names(reading: str, sampler: str) -> None:
+    model = fitted(reading=reading, sampler=sampler)
+    f = model.levels(features().batch(slice(None)))
+    image, place = model.origin.T
+    assert len(image) == (32 if reading == "patch" else 6)
+    assert len({*map(tuple, model.origin.tolist())}) == len(image)
+    for level, bank in zip(f, model.banks, strict=True):
+        points = to_points(level, reading)
+        step = points.shape[1] // 12
+        cell = coarse_cell(place, f[0].shape[-2:], level.shape[-2:]) if reading == "patch" else 0
+        assert torch.equal(bank, points[:, image * step + cell])
+
+
+def test_bank_bytes_are_four_times_atoms_times_dimensions() -> None:
+    assert fitted().bank_bytes == 32 * (48 + 192) * 4
+    assert fitted(reading="map").bank_bytes == fitted(reading="position").bank_bytes == 6 * (48 * 64 + 192 * 16) * 4
+
+
+def test_finer_levels_are_averaged_to_the_reference_s_grid() -> None:
+    model = sgfr(reference=16, patch=1)
+    fine, coarse = features(2).batch(slice(None))
+    found = model.levels([fine, coarse])
+    assert torch.allclose(found[0], F.avg_pool2d(fine, 2), atol=1e-6) and torch.equal(found[1], coarse)
+    assert {tuple(s.shape) for s in fitted(reference=16).feature_residuals([fine, coarse]).values()} == {(2, 4, 4)}
+
+
+def test_candidates_bound_what_the_sampler_sees() -> None:
+    assert len(fitted(candidates=20).origin) == 20
+
+
+# --- residuals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_residual_of_a_stored_image_is_zero_unless_it_is_excluded(reading: str) -> None:
+    model = fitted(reading=reading, atoms=2000, images=12, candidates=2000, sampler="random")
+    index = torch.tensor([3, 7])
+    pyramid = features().batch(index)
+    for own, foreign in zip(
+        model.feature_residuals(pyramid).values(), model.feature_residuals(pyramid, index).values(), strict=True
+    ):
+        assert own.max() < 1e-3 and foreign.min() > 0.1
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_exclusion_is_that_of_a_bank_without_the_image_s_atoms(reading: str) -> None:
+    model = fitted(reading=reading)
+    index = model.origin[:1, 0]
+    pyramid = features().batch(index)
+    excluded = model.feature_residuals(pyramid, index)
+    keep = model.origin[:, 0] != index
+    for level, bank in enumerate(model.banks):
+        model.register_buffer(f"bank_{level}", bank[:, keep])
+    for a, b in zip(excluded.values(), model.feature_residuals(pyramid).values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["omp", "elastic_net"])
+@pytest.mark.parametrize("reading", READINGS)
+def test_normal_features_have_residual_one_on_average(reading: str, solver: str) -> None:
+    model = fitted(reading=reading, solver=solver, gamma=5.0)
+    phi = model.feature_residuals(features().batch(slice(None)), torch.arange(12))
+    for s in phi.values():
+        assert s.mean().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_residual_is_the_norm_of_what_the_pursuit_leaves() -> None:
+    model = fitted()
+    pyramid = features(3, seed=5).batch(slice(None))
+    fine = F.normalize(F.avg_pool2d(pyramid[0], 3, 1, 1, count_include_pad=False), dim=1)
+    points = fine.flatten(2).transpose(1, 2).flatten(0, 1)[None]
+    left = matching_pursuit(points, model.bank_0, 3).energy.sqrt().view(3, 8, 8) / model.scale[0]
+    assert torch.allclose(model.feature_residuals(pyramid)["s_1"], left, atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_target_and_reconstruction_differ_by_the_residual(reading: str) -> None:
+    model = fitted(reading=reading)
+    pyramid = features(2, seed=5).batch(slice(None))
+    residuals = model.feature_residuals(pyramid).values()
+    for (target, rebuilt), s, mu in zip(model.reconstruct(pyramid), residuals, model.scale, strict=True):
+        assert torch.allclose((target - rebuilt).norm(dim=1) / mu, s, atol=1e-5)
+
+
+def test_more_atoms_in_a_combination_leave_less() -> None:
+    few, many = fitted(k=1, sampler="random"), fitted(k=4, sampler="random")
+    pyramid = features(2, seed=5).batch(slice(None))
+    for level in range(2):
+        name = f"s_{level + 1}"
+        a, b = (model.feature_residuals(pyramid)[name] * model.scale[level] for model in (few, many))
+        assert (b <= a + 1e-6).all()
+
+
+# --- the map -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fusion", ["product", "sum"])
+def test_fusion_is_the_mean_of_its_kind(fusion: str) -> None:
+    model = sgfr(fusion=fusion, sigma=0.0, map_stride=8)
+    a, b = torch.rand(2, 8, 8) + 0.1, torch.rand(2, 4, 4) + 0.1
+    large = scoring.upsample(b, (8, 8))
+    expected = (a * large).sqrt() if fusion == "product" else (a + large) / 2
+    assert torch.allclose(model.fuse({"s_1": a, "s_2": b}), expected, atol=1e-6)
+    assert sgfr(fusion=fusion).fuse({"s_1": a, "s_2": b}).shape == (2, SIZE, SIZE)
+    constant = {"s_1": torch.full((1, 8, 8), 2.0), "s_2": torch.full((1, 4, 4), 2.0)}
+    assert torch.allclose(sgfr(fusion=fusion).fuse(constant), torch.tensor(2.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"reading": "position"}, {"solver": "elastic_net", "gamma": 5.0}])
+def test_a_pasted_defect_raises_the_map_where_it_is(settings: dict) -> None:
+    with shared_networks():
+        model = methods.create(
+            "sgfr", backbone=LITE0, image_size=SIZE, device="cpu", **{"atoms": 128, "images": 12, **settings}
+        )
+    model.fit(tensor(weave(6)), progress=False)
+    normal = weave(2, seed=100)
+    bad, masks = damage(normal)
+    good_maps, bad_maps = model.anomaly_map(tensor(normal)), model.anomaly_map(tensor(bad))
+    for good, changed, mask in zip(good_maps, bad_maps, torch.from_numpy(masks), strict=True):
+        assert mask.flatten()[changed.argmax()]
+        assert changed[mask].mean() > 1.5 * good[mask].mean()
+    assert model.score(tensor(bad)).min() > model.threshold > model.score(tensor(normal)).max() * 0.5
+
+
+# --- fit, seed, save -----------------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_and_fitting_again_changes_nothing() -> None:
+    once, again, other = fitted(), fitted(), detector("sgfr", network(strides=(8, 16)), seed=1, **SMALL)
+    assert digest(once) == digest(again)
+    assert digest(once.fit(features(), progress=False)) == digest(again)
+    assert digest(other.fit(features(), progress=False)) != digest(again)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_saved_detector_gives_the_same_maps(reading: str, tmp_path) -> None:
+    with shared_networks():
+        model = methods.create("sgfr", backbone=LITE0, image_size=SIZE, device="cpu", reading=reading, **SMALL)
+        model.fit(tensor(weave(8)), progress=False)
+        methods.save(model, tmp_path / "model")
+        loaded = methods.load(tmp_path / "model", device="cpu")
+    images = tensor(weave(2, seed=9))
+    assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
+    assert torch.equal(loaded.origin, model.origin) and loaded.threshold == model.threshold
+
+
+def test_one_image_or_constant_images_do_not_break_it() -> None:
+    alone = sgfr().fit(features(1), progress=False)
+    assert alone.feature_residuals(features(2, seed=5).batch(slice(None)))["s_1"].isfinite().all()
+    flat = Features([torch.ones(4, 48, 8, 8).half(), torch.zeros(4, 192, 4, 4).half()], "flat")
+    model = sgfr().fit(flat, progress=False)
+    assert len(model.origin) == 1
+    assert all(s.isfinite().all() for s in model.feature_residuals(features(2).batch(slice(None))).values())
+
+
+def test_one_class_images_are_judged_by_the_whole_map() -> None:
+    with shared_networks():
+        model = methods.create("sgfr", backbone=LITE0, device="cpu", protocol="one_class")
+    config = model.config
+    assert (model.image_size, model.map_size, config.sigma, config.score) == ((128, 128), (32, 32), 0, "mean")

@@ -1,0 +1,258 @@
+"""SGFR: subspace-guided feature reconstruction.
+
+Hotta, Zhang, Hagihara, Akashi: Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization,
+arXiv 2309.13904 (2023); IET Image Processing 19(1), e70157 (2025).
+
+Normal features lie in a union of low-dimensional subspaces. A small bank of them, chosen at a reference level of the
+backbone so that its combinations cover the rest, is all that is stored. A feature of a test image is rebuilt as a
+sparse combination of the bank; what the combination misses, at several levels, is the anomaly.
+
+The bank, the sampling by subspace at a reference level, the sparse self-expressive model and the scores at several
+levels are the paper's. What one "data point" is, the solver, its sparsity, the sampling rule, the levels, normalisation
+and fusion are not in what we could read of it: they are our reconstruction, and what can be chosen is a field of
+`SGFRConfig`. Points are always brought to norm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uad_core import scoring
+from uad_core.backbones import Backbone
+from uad_core.errors import UserError
+from uad_core.features import Features
+from uad_core.methods.base import Config, FeatureDetector, reconstruction
+from uad_core.methods.sampling import greedy_coreset, random_sample, subspace_sample
+from uad_core.methods.self_expression import Expression, elastic_net, matching_pursuit
+
+__all__ = ["SGFR", "SGFRConfig"]
+
+BATCH = 16  # images at a time
+POOL = 2**27  # numbers that the candidates of all levels may hold together: 512 MB
+
+
+@dataclass(frozen=True)
+class SGFRConfig(Config):
+    """Settings of SGFR; a data point is a location's feature (reading "patch") or an image's feature map."""
+
+    strides: tuple[int, ...] = reconstruction((8, 16), "that there are several is the paper's")
+    reference: int = reconstruction(8, "stride of the level l_ref that the bank is chosen on, and of the finest grid")
+    reading: str = reconstruction("patch", "a data point: 'patch', 'map', or 'position' (maps, location by location)")
+    patch: int = reconstruction(3, "width of the neighbourhood averaged at the reference and finer: 1, 3, 5")
+    sampler: str = reconstruction("subspace", "'subspace' (the paper's idea, our rule), 'random' or 'coreset'")
+    atoms: int = reconstruction(512, "patches in the bank (reading 'patch')")
+    images: int = reconstruction(100, "images in the bank (readings 'map' and 'position')")
+    candidates: int = reconstruction(20_000, "data points, drawn at random, among which the sampler chooses")
+    solver: str = reconstruction("omp", "'omp' or 'elastic_net'; that the combination is sparse is the paper's")
+    k: int = reconstruction(3, "atoms in a combination (omp, and the subspace sampler)")
+    l1_ratio: float = reconstruction(0.9, "tau of the elastic net")
+    gamma: float = reconstruction(50.0, "of the elastic net: the penalty is 1/gamma of the one that leaves no atom")
+    fusion: str = reconstruction("product", "geometric mean of the levels, or 'sum': their mean")
+
+    CHOICES: ClassVar[dict[str, tuple]] = {
+        **Config.CHOICES,
+        "reading": ("patch", "map", "position"),
+        "patch": (1, 3, 5),
+        "sampler": ("subspace", "random", "coreset"),
+        "solver": ("omp", "elastic_net"),
+        "fusion": ("product", "sum"),
+    }
+
+
+class SGFR(FeatureDetector):
+    """Subspace-guided feature reconstruction."""
+
+    name = "sgfr"
+    config_class = SGFRConfig
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": dict(atoms=64, images=8, candidates=2000),
+        "cpu": dict(k=2),  # on bottle as good as three, and a third cheaper
+        "colab": dict(backbone="wide_resnet50_2", atoms=2048, k=5, candidates=50_000),
+        "paper": dict(backbone="wide_resnet50_2", strides=(4, 8, 16), atoms=2048, k=5, candidates=50_000),
+    }
+    # Small images with one normal class have no regions to localise: the whole map speaks, unsmoothed.
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, sigma=0.0, score="mean", map_stride=4)
+
+    def __init__(self, config: SGFRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
+        super().__init__(config, backbone, image_size, seed)
+        if config.reference not in config.strides:
+            levels = ", ".join(map(str, config.strides))
+            raise UserError(f"reference={config.reference} is not a level: choose among the strides {levels}")
+        for name in ("k", "atoms", "images", "candidates"):
+            if getattr(config, name) < 1:
+                raise UserError(f"{name}={getattr(config, name)} leaves nothing to combine: set {name} to at least 1")
+        self.reference = config.strides.index(config.reference)
+        for level in range(len(backbone.channels)):
+            self.register_buffer(f"bank_{level}", torch.zeros(0))  # (G, m, d)
+        self.register_buffer("origin", torch.zeros(0, 2, dtype=torch.long))  # (m, 2) training image, location
+        self.register_buffer("scale", torch.ones(len(backbone.channels)))  # mu_l, the mean nominal residual
+
+    @property
+    def banks(self) -> list[Tensor]:
+        """The atoms of each level (G, m, d): G is 1, or one problem per location where the reading is "position"."""
+        return [self.get_buffer(f"bank_{level}") for level in range(len(self.scale))]
+
+    @property
+    def bank_bytes(self) -> int:
+        """What is stored of the features: 4 bytes times atoms times dimensions, over all levels."""
+        return sum(bank.numel() * bank.element_size() for bank in self.banks)
+
+    def levels(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Average over neighbourhoods, and levels finer than the reference to its grid: [(N, C_l, h_l, w_l)].
+
+        Levels coarser than the reference stay as they are: one of their features already sees as much.
+        """
+        size, grid = self.config.patch, pyramid[self.reference].shape[-2:]
+        near = [
+            F.avg_pool2d(f, size, 1, size // 2, count_include_pad=False) if f.shape[-1] >= grid[-1] else f
+            for f in pyramid
+        ]
+        return [F.adaptive_avg_pool2d(f, grid) if f.shape[-1] > grid[-1] else f for f in near]
+
+    def express(self, levels: list[Tensor], images: Tensor | None = None) -> list[Expression]:
+        """Combine the data points of each level from its bank.
+
+        images: (N,), where the levels are those of training images: which ones; their own atoms then do not serve them.
+        Source: SGFR chapter, equations (sgfr-omp) and (sgfr-elastic-net) [solvers are a reconstruction].
+        """
+        c = self.config
+        expressions = []
+        for f, bank in zip(levels, self.banks):
+            points, excluded = to_points(f, c.reading), None
+            if images is not None:
+                owner = images.to(self.device).repeat_interleave(points.shape[1] // len(f))  # (n,)
+                excluded = owner[:, None] == self.origin[:, 0]  # (n, m)
+            if c.solver == "omp":
+                expressions.append(matching_pursuit(points, bank, c.k, excluded))
+            else:
+                expressions.append(elastic_net(points, bank, c.l1_ratio, c.gamma, excluded=excluded))
+        return expressions
+
+    def feature_residuals(self, pyramid: list[Tensor], images: Tensor | None = None) -> dict[str, Tensor]:
+        """Return s_l / mu_l per level, finest first: equation (sgfr-residual) [form is a reconstruction].
+
+        pyramid: [(N, C_l, h_l, w_l)] -> {"s_l": (N, h_l, w_l)}; 1 is as badly rebuilt as a normal feature is on
+        average. images: as for `express`.
+        """
+        levels = self.levels(pyramid)
+        pairs = zip(levels, self.express(levels, images))
+        residuals = [to_maps(e.residual, f.shape, self.config.reading).norm(dim=1) for f, e in pairs]  # (N, h_l, w_l)
+        return {f"s_{level}": s / mu for level, (s, mu) in enumerate(zip(residuals, self.scale), 1)}
+
+    def reconstruct(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return each level's normalised features and what the bank makes of them, both (N, C_l, h_l, w_l)."""
+        levels, reading = self.levels(pyramid), self.config.reading
+        targets = [to_maps(to_points(f, reading), f.shape, reading) for f in levels]
+        missed = [to_maps(e.residual, f.shape, reading) for f, e in zip(levels, self.express(levels))]
+        return [(target, target - rest) for target, rest in zip(targets, missed)]
+
+    def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
+        """Combine the levels on the finest grid, smooth and enlarge: equation (sgfr-map) [reconstruction].
+
+        Smoothing before enlarging costs a small part of smoothing afterwards, and gives the same metrics to .001.
+        """
+        maps = list(residuals.values())
+        grid = maps[0].shape[-2:]
+        stack = torch.stack([scoring.upsample(s, grid) for s in maps])  # (L, N, h, w)
+        fused = stack.mean(0) if self.config.fusion == "sum" else stack.prod(0) ** (1 / len(maps))
+        sigma = self.config.sigma * grid[0] / self.map_size[0]  # from pixels of the map to cells of the grid
+        return scoring.upsample(scoring.gaussian_blur(fused, sigma), self.map_size)
+
+    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+        """Draw candidates, choose the bank among them at the reference level, keep the chosen ones at every level."""
+        rows, origin = self._candidates(features)
+        reference = rows[self.reference]
+        # Each row of the sampler is one data point whole: for "position", its locations side by side.
+        whole = reference.transpose(0, 1).flatten(1) / len(reference) ** 0.5  # (n, G·d)
+        chosen = self._sample(whole)
+        for level, x in enumerate(rows):
+            self.register_buffer(f"bank_{level}", x[:, chosen].contiguous())
+        self.origin = origin[chosen]
+        self.scale = self._mean_residuals(features)
+
+    def _candidates(self, features: Features) -> tuple[list[Tensor], Tensor]:
+        """Return random data points of all levels [(G, n, d_l)] and their training image and location (n, 2).
+
+        Only the drawn points are ever in memory, beside one batch of images.
+        """
+        first = self.levels(features.batch(slice(0, 1), self.device))
+        grids = [f.shape[-2:] for f in first]
+        sample = [to_points(f, self.config.reading) for f in first]
+        per_image = sample[self.reference].shape[1]
+        most = min(self.config.candidates, POOL // sum(len(x) * x.shape[2] for x in sample))
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(len(features) * per_image, generator=generator)[:most].sort().values
+        image, place = drawn // per_image, drawn % per_image
+        parts = []
+        for batch in image.unique().split(BATCH):
+            inside = (image >= batch[0]) & (image <= batch[-1])
+            local = torch.searchsorted(batch, image[inside])
+            points = [to_points(f, self.config.reading) for f in self.levels(features.batch(batch, self.device))]
+            cells = [coarse_cell(place[inside], grids[self.reference], grid) if per_image > 1 else 0 for grid in grids]
+            parts.append([x[:, local * (x.shape[1] // len(batch)) + cell] for x, cell in zip(points, cells)])
+        return [torch.cat(level, 1) for level in zip(*parts)], torch.stack([image, place], 1).to(self.device)
+
+    def _sample(self, points: Tensor) -> Tensor:
+        """Choose the bank among candidates (n, d): equation (sgfr-sampling)."""
+        c = self.config
+        m = c.atoms if c.reading == "patch" else c.images
+        if c.sampler == "subspace":
+            return subspace_sample(points, m, c.k)
+        if c.sampler == "coreset":
+            return greedy_coreset(points, m)
+        return random_sample(points, m, torch.Generator().manual_seed(self.seed))
+
+    def _mean_residuals(self, features: Features, images: int = 64) -> Tensor:
+        """Measure mu_l (L,): the mean residual of normal data points that do not serve themselves, over some images."""
+        index = torch.linspace(0, len(features) - 1, min(images, len(features))).round().long()
+        self.scale = torch.ones_like(self.scale)
+        sums = torch.zeros_like(self.scale)
+        for batch in index.split(BATCH):
+            residuals = self.feature_residuals(features.batch(batch, self.device), batch)
+            sums += torch.stack([s.mean() * len(batch) for s in residuals.values()])
+        return (sums / len(index)).clamp_min(1e-6)
+
+    @torch.no_grad()
+    def calibrate(self, images: Features) -> None:
+        """Score the training images without the help of their own atoms."""
+        scores = [
+            self.score_maps(self.fuse(self.feature_residuals(images.batch(index, self.device), index)))
+            for index in torch.arange(len(images)).split(BATCH)
+        ]
+        self.set_threshold(torch.cat(scores))
+
+
+def to_points(f: Tensor, reading: str) -> Tensor:
+    """Arrange maps (N, C, h, w) as unit data points (G, n, d): equation (sgfr-readings) [reconstruction].
+
+    "patch": (1, N·h·w, C). "map": (1, N, C·h·w). "position": (h·w, N, C).
+    """
+    if reading == "map":
+        points = f.flatten(1)[None]
+    elif reading == "position":
+        points = f.flatten(2).permute(2, 0, 1)
+    else:
+        points = f.flatten(2).transpose(1, 2).flatten(0, 1)[None]
+    return F.normalize(points, dim=2)
+
+
+def to_maps(points: Tensor, shape: torch.Size, reading: str) -> Tensor:
+    """Arrange data points (G, n, d) as maps (N, C, h, w): the inverse of `to_points`, but for the norm."""
+    n, c, h, w = shape
+    if reading == "map":
+        return points.reshape(shape)
+    if reading == "position":
+        return points.permute(1, 2, 0).reshape(shape)
+    return points.view(n, h * w, c).transpose(1, 2).reshape(shape)
+
+
+def coarse_cell(place: Tensor, fine: torch.Size, coarse: torch.Size) -> Tensor:
+    """Return the cell of a coarse grid that holds each location of a finer one; both are counted row by row."""
+    row = (place // fine[1]) * coarse[0] // fine[0]
+    return row * coarse[1] + (place % fine[1]) * coarse[1] // fine[1]
