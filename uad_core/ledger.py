@@ -56,15 +56,22 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "fingerprint": dict,
     "environment": dict,
 }
+_SOURCE_TREE = Path(__file__).resolve().parents[1] / "results"
+_PACKAGED = Path(__file__).resolve().parent / "results"
 _PERSONAL = {"hostname", "host", "node", "user", "username", "home", "cwd"}
 # A path of one machine at the start of a text or of a word in it; not the slashes of https:// or 1/2.
 _MACHINE_PATH = re.compile(r"""(^|[\s='"(,])(/\w|~[/\\]|\.\.[/\\]|[A-Za-z]:[\\/]|\\\\\w|file:)""")
 
 
 def default_folder() -> Path:
-    """The book's own ledger where the package runs from its source tree, else `results` in the working folder."""
-    beside = Path(__file__).resolve().parents[1] / "results"
-    return beside if beside.is_dir() else Path("results")
+    """The ledger that is written to: the book's own in its source tree, else `results` in the working folder."""
+    return _SOURCE_TREE if _SOURCE_TREE.is_dir() else Path("results")
+
+
+def _readable_folder() -> Path:
+    """The ledger that is read: `default_folder`, or the copy of the book's that an installed package carries."""
+    own = default_folder()
+    return own if own.is_dir() or not _PACKAGED.is_dir() else _PACKAGED
 
 
 def file_name(result: Mapping[str, Any]) -> str:
@@ -129,7 +136,7 @@ def read(folder: Path | None = None) -> pd.DataFrame:
     Raises:
         UserError: a file is damaged or no result; the message names it.
     """
-    folder = default_folder() if folder is None else Path(folder)
+    folder = _readable_folder() if folder is None else Path(folder)
     rows = [row for path in sorted(folder.glob("*.json")) for row in _rows(path.name, _load(path))]
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     return frame.astype({name: float for name in (*METRICS, *COSTS)})

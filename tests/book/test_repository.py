@@ -8,9 +8,12 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import yaml
+
+from uad_core import tables
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,6 +57,25 @@ def test_tool_chain_of_the_book_is_pinned(project):
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", "\n".join(project["optional-dependencies"]["book"]), re.M))
     assert {"jupyter-book", "sphinx-book-theme", "pydata-sphinx-theme", "Sphinx", "myst-nb", "jupytext"} <= set(pinned)
     assert not {"torch", "numpy"} & set(pinned)
+
+
+def test_an_installed_package_carries_every_module_and_the_ledger(repository, tmp_path):
+    """What Colab installs has no source tree beside it, and its chapters show the tables all the same."""
+    for name in ("pyproject.toml", "README.md", "uad_core", "results"):
+        copy = shutil.copytree if (repository / name).is_dir() else shutil.copy
+        copy(repository / name, tmp_path / name)
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", tmp_path / "w"]
+    subprocess.run([*wheel, tmp_path], check=True)
+    with zipfile.ZipFile(next((tmp_path / "w").iterdir())) as archive:
+        archive.extractall(tmp_path / "installed")
+    found = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.py")}
+    assert found == {path.relative_to(repository) for path in (repository / "uad_core").rglob("*.py")}
+    command = "from uad_core import tables; print(tables.table('hfr', format='csv'))"
+    shown = subprocess.run(
+        [sys.executable, "-c", command], cwd=tmp_path / "w", env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True, text=True, check=True,
+    )
+    assert shown.stdout.strip() == tables.table("hfr", repository / "results", "csv")
 
 
 # --- the repository's address ----------------------------------------------------------------------
