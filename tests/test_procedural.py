@@ -14,7 +14,7 @@ from PIL import Image
 
 from uad_core import datasets
 from uad_core.datasets import procedural
-from uad_core.datasets.procedural import CATEGORIES, DEFECTS, draw, exact, load, sets, write
+from uad_core.datasets.procedural import CATEGORIES, DEFECTS, circuit, draw, exact, load, sets, write
 from uad_core.datasets.procedural.canvas import (
     Canvas,
     blur,
@@ -72,12 +72,12 @@ PIXELS: dict[str, dict[str, str]] = {
         "good": "1ced2f1ef544fdbc",
     },
     "circuit": {
-        "missing_part": "10deed95dfbaf7cc",
-        "bent_leg": "079ca26c4b67cae0",
-        "misplaced": "9bbd4287b2ab27e1",
-        "solder_bridge": "38d61f9673e12922",
-        "scratch": "1e61a1cfea3c75a0",
-        "good": "7ed43a95e4692a71",
+        "missing_part": "fdf4a092b67adc68",
+        "bent_leg": "9e8a0b60ba76c326",
+        "misplaced": "f71856f4cc5e7ef0",
+        "solder_bridge": "3e1c60367d5668dc",
+        "scratch": "acc3cd48a825fdf2",
+        "good": "b1e2f745688a6bc6",
     },
 }
 
@@ -152,6 +152,20 @@ def test_severity_grows_from_nothing(category, defect):
                for s in (0.2, 0.6, 1.0)]  # fmt: skip
     # A part that is moved twice as far does not change twice as many pixels, hence the tolerance.
     assert amounts[0] < 1.05 * amounts[1] and amounts[1] < 1.05 * amounts[2] and amounts[0] < 0.9 * amounts[2]
+
+
+def test_a_missing_resistor_looks_on_the_spot_like_the_other_variant():
+    canvas, dice = Canvas.of(SIZE, SIZE), exact.Dice(7)
+    capacitor, pair = circuit._CAPACITOR, circuit._PAIR
+    bare = circuit.circuit(canvas, dice, chips=(capacitor,))
+    for gone, left in (pair, pair[::-1]):
+        lacking = circuit.circuit(canvas, dice, chips=(capacitor, left))
+        here, there = (bare.box(chip.x, chip.y, 0.1, 0.2) for chip in (gone, left))
+        assert np.array_equal(lacking.albedo[:, here[0], here[1]], bare.albedo[:, here[0], here[1]])
+        assert np.array_equal(lacking.light[here], bare.light[here])
+        assert not np.array_equal(lacking.albedo[:, there[0], there[1]], bare.albedo[:, there[0], there[1]])
+    variants = {len(circuit._fitted(exact.Dice(k))) for k in range(20)}
+    assert variants == {1, 3}  # both resistors, or neither
 
 
 def test_sizes_range_from_tiny_to_large():
