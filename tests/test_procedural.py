@@ -14,7 +14,7 @@ from PIL import Image
 
 from uad_core import datasets
 from uad_core.datasets import procedural
-from uad_core.datasets.procedural import CATEGORIES, DEFECTS, circuit, draw, exact, load, sets, write
+from uad_core.datasets.procedural import CATEGORIES, DEFECTS, circuit, draw, exact, grille, load, sets, write
 from uad_core.datasets.procedural.canvas import (
     Canvas,
     blur,
@@ -50,7 +50,7 @@ PIXELS: dict[str, dict[str, str]] = {
     "grille": {
         "blocked_hole": "82fa5bf59e5e7f52",
         "torn_bridge": "82fcbf05ee81bd2e",
-        "scratch": "13d28f504a73b3a1",
+        "scratch": "09e0e85ad31c6887",
         "rust": "11dcf42b56dfb72d",
         "contamination": "c37699c6153b1278",
         "good": "eed18a8c61d24df0",
@@ -166,6 +166,15 @@ def test_a_missing_resistor_looks_on_the_spot_like_the_other_variant():
         assert not np.array_equal(lacking.albedo[:, there[0], there[1]], bare.albedo[:, there[0], there[1]])
     variants = {len(circuit._fitted(exact.Dice(k))) for k in range(20)}
     assert variants == {1, 3}  # both resistors, or neither
+
+
+def test_a_scratch_on_the_grille_is_on_metal_only():
+    canvas = Canvas.of(SIZE, SIZE)
+    for index in range(12):
+        scene = exact.Dice(0).child(0, "grille", "test", index, "scene")
+        edge = grille._holes(*grille._coordinates(canvas, scene))
+        mask = draw("grille", "test", index, image_size=SIZE, defect="scratch")[1]
+        assert mask.sum() >= 4 and edge[mask].min() > -canvas.pixel  # the lens carries it a pixel over the edge
 
 
 def test_sizes_range_from_tiny_to_large():
