@@ -489,12 +489,13 @@ print(f"{len(here)} real data sets shown")
 # becomes undefined or wrong. MTD has the opposite: masks with grey edges, where *not zero* would be too much. The same
 # threshold cannot serve both.
 #
-# **Copies.** The same photograph in training and test makes a method look better than it is.
+# **Copies.** The same photograph in training and test makes a method look better than it is. The same photograph filed once
+# as good and once as a defect makes it look worse, because no score can be right for both.
 #
 # **Sizes.** Images and masks must be of one size before either is resized. If they are not, someone has resized one of them
 # already.
 #
-# A person's own folder can have all of these. Here is a good one, drawn, and then three copies of it with one thing wrong in
+# A person's own folder can have all of these. Here is a good one, drawn, and then four copies of it with one thing wrong in
 # each.
 
 # %%
@@ -536,8 +537,13 @@ def copied(folder):
     shutil.copy(folder / "test/good/003.png", folder / "train/good/999.png")
 
 
+def good_as_defect(folder):
+    shutil.copy(folder / "test/good/003.png", folder / "test/crack/999.png")
+    Image.new("L", (64, 64)).save(folder / "ground_truth/crack/999_mask.png")  # black: nothing is marked
+
+
 # %% tags=["nbval-check-output"]
-for spoil in (as_it_was, label_map, smaller_mask, copied):
+for spoil in (as_it_was, label_map, smaller_mask, copied, good_as_defect):
     print(f"{spoil.__name__}: {told(spoil)}")
 
 # %% [markdown]

@@ -91,6 +91,10 @@ def _empty(folder: Path) -> None:
 
 BLOCKED = "is no file (missing, a broken link, a folder, a device): mend or remove it"
 GONE = "replace or remove the file"
+OR_ELSE = (
+    "(black if nothing is marked), move the image to test/good if it is good, or remove ground_truth to skip pixel "
+    "metrics"
+)
 PUT = "put PNG, JPEG, BMP or TIFF images there"
 REFUSED = [
     Refused("zero bytes", lambda d: (d / CRACK).write_bytes(b""), f"DIR/{CRACK} is empty (0 bytes): {GONE}"),
@@ -121,12 +125,13 @@ REFUSED = [
         f"DIR/{MASK} has 12x10 pixels, its image 000.png 10x12: give the mask the size of its image"),
     Refused(
         "missing mask", lambda d: (d / MASK).unlink(),
-        f"DIR/{CRACK} has no mask: add {MASK} (black if nothing is marked), or remove ground_truth to skip pixel "
-        "metrics"),
+        f"DIR/{CRACK} has no mask: add {MASK} {OR_ELSE}"),
     Refused(
         "defect without masks among others with", lambda d: save(d / "test/hole/7.bmp", picture(5)),
-        "DIR/test/hole/7.bmp has no mask: add ground_truth/hole/7_mask.png (black if nothing is marked), or remove "
-        "ground_truth to skip pixel metrics"),
+        f"DIR/test/hole/7.bmp has no mask: add ground_truth/hole/7_mask.png {OR_ELSE}"),
+    Refused(
+        "good image in a defect folder", lambda d: (d / "test/good/000.png").rename(d / "test/crack/7.png"),
+        f"DIR/test/crack/7.png has no mask: add ground_truth/crack/7_mask.png {OR_ELSE}"),
     Refused(
         "mask without image", lambda d: (d / CRACK).unlink(),
         f"DIR/{MASK} masks no image: remove it or add its image to test/crack"),
