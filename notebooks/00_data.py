@@ -445,9 +445,11 @@ Markdown("\n\n".join(card(info) for info in datasets.catalogue(ROOT)))
 # test set is worth nothing.
 #
 # **Who learns from what.** MVTec AD, BTAD and MPDD come divided into training and test images. VisA and PCB-Bank come with a
-# table of file names that divides them. In a one-class problem the training images of one class are normal, and the whole
-# test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the normal images to learn from
-# and judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for everyone:
+# table of file names that divides them; many projects first rearrange them by it into the layout of MVTec AD, and a copy like
+# that, put below `visa` or `pcb_bank`, is counted and read as well. In a one-class problem the training images of one class
+# are normal, and the whole test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the
+# normal images to learn from and judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for
+# everyone:
 #
 # ```{literalinclude} ../uad_core/datasets/splits.py
 # :pyobject: fixed_split

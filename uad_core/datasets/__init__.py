@@ -111,11 +111,14 @@ def fetch(dataset: str, category: str | None = None, root: Path | None = None, p
         raise UserError("procedural is drawn when it is used: write it as files with `uad data procedural --out DIR`")
     if dataset == "elpv":
         return _there(info, info.categories[0], root)
-    from uad_core.datasets import download
-
-    path = download.fetch(dataset, category, data_root(root), progress)
     # The classes of a one-class set share their files: to check one is to check all.
     names = [category] if category else info.categories[:1] if info.protocol == "one_class" else info.categories
+    path = _locate(info, root)
+    by_alias = path != data_root(root) / dataset and set(names) <= set(_present(info, root)) & set(info.counts)
+    if not by_alias:  # where a person left the folder the name it came with, it is only checked
+        from uad_core.datasets import download
+
+        path = download.fetch(dataset, category, data_root(root), progress)
     for name in names:
         if name in info.counts:
             verify(dataset, name, root)
@@ -123,14 +126,16 @@ def fetch(dataset: str, category: str | None = None, root: Path | None = None, p
 
 
 def verify(dataset: str, category: str, root: Path | None = None) -> Counts:
-    """Return the counts of a category. Raises `UserError` if they are not the published ones."""
+    """Return the counts of a category. Raises `UserError` if others were published or no mask is there."""
     info = INFOS[_known(dataset, INFOS, "data set")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         found = load(dataset, category, root=root, image_size=1)
-    difference = _difference(info, found)
+    difference, where = _difference(info, found), f"{shown(_locate(info, root))}/{category}"
     if difference:
-        raise UserError(f"{difference}: remove {shown(_locate(info, root))}/{category} and get it again")
+        raise UserError(f"{difference}: remove {where} and get it again")
+    if info.has_masks and not found.test.has_masks:
+        raise UserError(f"{dataset}/{category} has no masks, but they are published: add {where}/ground_truth")
     return _count(found)
 
 

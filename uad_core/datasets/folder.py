@@ -48,8 +48,10 @@ class Item:
     mask: str | None = None
 
 
-def load(folder: Path, dataset: str, category: str, image_size: int | tuple[int, int]) -> Category:
-    """Return the category in `folder`, which has MVTec layout.
+def load(
+    folder: Path, dataset: str, category: str, image_size: int | tuple[int, int], label_map: bool = False
+) -> Category:
+    """Return the category in `folder`, which has MVTec layout; in a `label_map` mask whatever is not 0 is a defect.
 
     Raises `UserError` that names the file or folder at fault, and warns (`DataWarning`) of images that are in both
     splits or filed both as good and as a defect, and of a test set that has only one kind of images.
@@ -60,7 +62,7 @@ def load(folder: Path, dataset: str, category: str, image_size: int | tuple[int,
     about = {"dataset": dataset, "category": category, "image_size": image_size}
     return as_category(
         image_set(folder, train, split="train", has_masks=has_masks, **about),
-        image_set(folder, test, split="test", has_masks=has_masks, **about),
+        image_set(folder, test, split="test", has_masks=has_masks, label_map=label_map, **about),
     )
 
 
