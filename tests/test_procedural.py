@@ -48,8 +48,8 @@ PIXELS: dict[str, dict[str, str]] = {
         "good": "ce5a1ecb3bba9e84",
     },
     "grille": {
-        "blocked_hole": "82fa5bf59e5e7f52",
-        "torn_bridge": "82fcbf05ee81bd2e",
+        "blocked_hole": "27c4a558e4e5ff9e",
+        "torn_bridge": "6fc72ff0413e2519",
         "scratch": "09e0e85ad31c6887",
         "rust": "11dcf42b56dfb72d",
         "contamination": "c37699c6153b1278",
@@ -145,13 +145,18 @@ def test_a_defect_changes_its_mask_and_nothing_else(category, defect):
 
 @pytest.mark.parametrize(("category", "defect"), KINDS)
 def test_severity_grows_from_nothing(category, defect):
-    clean, _ = draw(category, "test", 4, image_size=SIZE)
-    image, mask = draw(category, "test", 4, image_size=SIZE, defect=defect, severity=0.0)
-    assert np.array_equal(image, clean) and not mask.any()
-    amounts = [difference(draw(category, "test", 4, image_size=SIZE, defect=defect, severity=s)[0], clean).sum()
-               for s in (0.2, 0.6, 1.0)]  # fmt: skip
-    # A part that is moved twice as far does not change twice as many pixels, hence the tolerance.
-    assert amounts[0] < 1.05 * amounts[1] and amounts[1] < 1.05 * amounts[2] and amounts[0] < 0.9 * amounts[2]
+    for index in (1, 4):
+        scene = {"category": category, "split": "test", "index": index, "image_size": SIZE}
+        clean, _ = draw(**scene)
+        image, mask = draw(**scene, defect=defect, severity=0.0)
+        assert np.array_equal(image, clean) and not mask.any()
+        drawn = [draw(**scene, defect=defect, severity=s) for s in (0.1, 0.4, 0.7, 1.0)]
+        change = [difference(image, clean).sum() for image, _ in drawn]
+        areas = [mask.sum() for _, mask in drawn]
+        assert 0 < change[0] < 0.6 * change[-1] and change[0] < 0.85 * change[1]
+        # A part that is moved twice as far does not change twice as many pixels, hence the tolerance.
+        assert change[1] < change[2] < 1.2 * change[3]
+        assert areas[0] > 0 and all(a <= 1.05 * b for a, b in zip(areas, areas[1:], strict=False))
 
 
 def test_a_missing_resistor_looks_on_the_spot_like_the_other_variant():
@@ -305,6 +310,7 @@ def test_wrong_names_and_numbers_are_told_in_one_line(tmp_path):
         lambda: write(tmp_path / "out", categories=["bottle"]),
         lambda: draw("jar", "test", 0, defect="good"),
         lambda: draw("jar", "test", 0, defect="chip", severity=1.5),
+        lambda: draw("jar", "test", 0, defect="chip", severity=-0.1),
         lambda: draw("jar", "test", 0, defect="chip", severity=math.nan),
     ):
         with pytest.raises(UserError) as error:

@@ -95,11 +95,12 @@ def _blocked(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """Holes that were not punched through, wholly or in part."""
     x, y = _coordinates(canvas, dice)
     cx, cy = _nearest(*fault.spot(0.4, 0.45))
-    metal = None
+    metal, size = None, _RADIUS * 1.12
+    # At low severity the slug covers the hole only from one side, but never the hole beside it.
+    away = (1.0 - fault.severity) * 2.0 * _RADIUS
     for k in range(1 + int(fault.size(0.0, 2.99))):
-        # At low severity the slug covers the hole only from one side.
-        away = (1.0 - fault.severity) * 1.8 * _RADIUS
-        slug = circle_distance(x, y, cx + k * _PITCH + away, cy + 0.4 * away, _RADIUS * 1.12)
+        slug = circle_distance(x, y, cx + k * _PITCH + away, cy + 0.4 * away, size)
+        slug = np.maximum(slug, circle_distance(x, y, cx + k * _PITCH, cy, size))
         metal = slug if metal is None else np.minimum(metal, slug)
     wobble = 0.012 * noise(x * 24.0, y * 24.0, fault.dice.seed("edge"))
     return grille(canvas, dice, metal + wobble, plug=True), None
@@ -109,10 +110,12 @@ def _torn(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """The metal between neighbouring holes is torn: from a nick in one edge to a slot over several holes."""
     x, y = _coordinates(canvas, dice)
     cx, cy = _nearest(*fault.spot(0.4, 0.45))
-    length = fault.size(0.15, 0.85) * fault.severity
+    width = 0.055 * (0.5 + 0.5 * fault.severity)
+    inside = _RADIUS - 0.02  # so far the tear is within the hole, where nothing shows
+    length = inside + (fault.size(0.15, 0.85) - inside) * fault.severity
     towards = fault.dice.sign("towards")
-    gap = segment_distance(x, y, cx, cy, cx + towards * length, cy) - 0.055 * (0.5 + 0.5 * fault.severity)
-    ragged = 0.03 * fractal(x * 9.0, y * 9.0, fault.dice.seed("ragged"), 3)
+    gap = segment_distance(x, y, cx, cy, cx + towards * length, cy) - width
+    ragged = 0.03 * fault.severity * fractal(x * 9.0, y * 9.0, fault.dice.seed("ragged"), 3)
     return grille(canvas, dice, gap + ragged), None
 
 
