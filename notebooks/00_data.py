@@ -246,16 +246,18 @@ plots.contact_sheet(benchmark["jar"].test, count=6)
 plots.contact_sheet(benchmark["tablet"].test, count=6)
 
 # %% [markdown]
-# **Circuit** is the board from above. Its parts are held in place. There are two variants of it, with and without a resistor
-# on the pads of R3, and both are normal.
+# **Circuit** is the board from above. Its parts are held in place. There are two variants of it: with a resistor on R1 *and*
+# one on R3, or with neither. Both are normal; a board with only one of the two is defective. R4 is always bare.
 
-# %% mystnb={"figure": {"caption": "Circuit: a good board and its five kinds of defects.", "name": "fig-data-circuit"}, "image": {"alt": "A green board with a three-legged regulator: good, with a missing resistor, a bent leg, a part that lies askew, a blob of solder between legs, and a scratch; each defect is outlined."}}
+# %% mystnb={"figure": {"caption": "Circuit: a good board of the variant with resistors, and the five kinds of defects. In the second picture the resistor on R3 is missing: the one on R1 is there.", "name": "fig-data-circuit"}, "image": {"alt": "A green board with a three-legged regulator: good, with bare pads at R3 although R1 has its resistor, with a bent leg, a resistor that lies askew, a blob of solder between legs, and a scratch; each defect is outlined."}}
 plots.contact_sheet(benchmark["circuit"].test, count=6)
 
 # %% [markdown]
 # Compare the *misprint* of {numref}`fig-data-tablet` and the *misplaced* part of {numref}`fig-data-circuit` with the rest.
-# Nothing in them is broken. Every letter and every part is sound, only not where it belongs. Such defects are called
-# *logical*, and to a method that looks at small patches they are invisible.
+# Nothing in them is broken. Every letter and every part is sound, only not where it belongs. The *missing* resistor beside it
+# goes one step further: bare pads at R3 are exactly what every board of the other variant shows, and only R1, far off on the
+# same board, gives the loss away. Such defects are called *logical*, and to a method that looks at small patches they are
+# invisible.
 
 # %% [markdown]
 # ### Severity
@@ -376,14 +378,15 @@ print(f"{len(again.train)} + {len(again.test)} pictures of 256 pixels in {second
 # | Method | should do well on | because | should struggle on | because |
 # |---|---|---|---|---|
 # | HFR {cite}`chen2024hfr` | `jar` | each ring follows from its surroundings, so a deep code knows what belongs there | `weave` | a decoder that is good at threads also rebuilds a faint tint or a pulled thread; a single thread cannot be known from a coarse code |
-# | SGFR {cite}`hotta2025sgfr` | `weave` | every patch recurs, so a few stored ones, combined, explain the rest | `circuit` | patches have no place: the pads of a resistor that is missing look like those of R3, which may be bare |
+# | SGFR {cite}`hotta2025sgfr` | `weave` | every patch recurs, so a few stored ones, combined, explain the rest | `circuit` | a patch does not see the rest of the board: the bare pads of a missing resistor look like those of the variant without resistors |
 # | RLR {cite}`he2024rlr` | `circuit` | every part has its place, and so has every entry of the learnable reference | `tablet` | the caplet turns, and the reference cannot turn with it |
 # | HLGFA {cite}`zhou2026hlgfa` | `grille` | a coarse view foretells every edge, so what it does not foretell is a scratch or a shaving | `plank` | sawdust is normal, yet sharp and not to be foreseen from a coarse view |
 # | GLAD {cite}`yao2024glad` | `jar`, *broken rim* | a large loss needs many denoising steps and a crumb of dirt few; the number adapts, where any fixed one fails one of the two | `plank` | grain that is drawn anew out of noise is other grain |
 #
-# Two more guesses. A misplaced part, being sound, is hard for HFR, which can notice it on its deepest level only, and for
-# HLGFA, because sound parts look consistent at every resolution. And as a method learns to combine more freely (more atoms in
-# SGFR, a wider code in HFR), it should find fewer of the faint defects, since it can imitate them too.
+# Three more guesses. A misplaced part, being sound, is hard for HFR, which can notice it on its deepest level only, and for
+# HLGFA, because sound parts look consistent at every resolution. A missing resistor is hard even for RLR: bare pads are normal
+# at that very place, so a method must relate two places that lie far apart. And as a method learns to combine more freely
+# (more atoms in SGFR, a wider code in HFR), it should find fewer of the faint defects, since it can imitate them too.
 #
 # Keep the table at hand. Each chapter meets its category, and an expectation that turns out wrong teaches more than one that
 # comes true.
@@ -442,9 +445,11 @@ Markdown("\n\n".join(card(info) for info in datasets.catalogue(ROOT)))
 # test set is worth nothing.
 #
 # **Who learns from what.** MVTec AD, BTAD and MPDD come divided into training and test images. VisA and PCB-Bank come with a
-# table of file names that divides them. In a one-class problem the training images of one class are normal, and the whole
-# test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the normal images to learn from
-# and judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for everyone:
+# table of file names that divides them; many projects first rearrange them by it into the layout of MVTec AD, and a copy like
+# that, put below `visa` or `pcb_bank`, is counted and read as well. In a one-class problem the training images of one class
+# are normal, and the whole test set is judged. Two sets have no published division: for MTD and ELPV we take 80 % of the
+# normal images to learn from and judge the rest ◇. *Which* 80 % follows from a hash of the names, so that it is the same for
+# everyone:
 #
 # ```{literalinclude} ../uad_core/datasets/splits.py
 # :pyobject: fixed_split
@@ -486,12 +491,13 @@ print(f"{len(here)} real data sets shown")
 # becomes undefined or wrong. MTD has the opposite: masks with grey edges, where *not zero* would be too much. The same
 # threshold cannot serve both.
 #
-# **Copies.** The same photograph in training and test makes a method look better than it is.
+# **Copies.** The same photograph in training and test makes a method look better than it is. The same photograph filed once
+# as good and once as a defect makes it look worse, because no score can be right for both.
 #
 # **Sizes.** Images and masks must be of one size before either is resized. If they are not, someone has resized one of them
 # already.
 #
-# A person's own folder can have all of these. Here is a good one, drawn, and then three copies of it with one thing wrong in
+# A person's own folder can have all of these. Here is a good one, drawn, and then four copies of it with one thing wrong in
 # each.
 
 # %%
@@ -533,8 +539,13 @@ def copied(folder):
     shutil.copy(folder / "test/good/003.png", folder / "train/good/999.png")
 
 
+def good_as_defect(folder):
+    shutil.copy(folder / "test/good/003.png", folder / "test/crack/999.png")
+    Image.new("L", (64, 64)).save(folder / "ground_truth/crack/999_mask.png")  # black: nothing is marked
+
+
 # %% tags=["nbval-check-output"]
-for spoil in (as_it_was, label_map, smaller_mask, copied):
+for spoil in (as_it_was, label_map, smaller_mask, copied, good_as_defect):
     print(f"{spoil.__name__}: {told(spoil)}")
 
 # %% [markdown]

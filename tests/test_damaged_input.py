@@ -91,6 +91,10 @@ def _empty(folder: Path) -> None:
 
 BLOCKED = "is no file (missing, a broken link, a folder, a device): mend or remove it"
 GONE = "replace or remove the file"
+OR_ELSE = (
+    "(black if nothing is marked), move the image to test/good if it is good, or remove ground_truth to skip pixel "
+    "metrics"
+)
 PUT = "put PNG, JPEG, BMP or TIFF images there"
 REFUSED = [
     Refused("zero bytes", lambda d: (d / CRACK).write_bytes(b""), f"DIR/{CRACK} is empty (0 bytes): {GONE}"),
@@ -121,12 +125,13 @@ REFUSED = [
         f"DIR/{MASK} has 12x10 pixels, its image 000.png 10x12: give the mask the size of its image"),
     Refused(
         "missing mask", lambda d: (d / MASK).unlink(),
-        f"DIR/{CRACK} has no mask: add {MASK} (black if nothing is marked), or remove ground_truth to skip pixel "
-        "metrics"),
+        f"DIR/{CRACK} has no mask: add {MASK} {OR_ELSE}"),
     Refused(
         "defect without masks among others with", lambda d: save(d / "test/hole/7.bmp", picture(5)),
-        "DIR/test/hole/7.bmp has no mask: add ground_truth/hole/7_mask.png (black if nothing is marked), or remove "
-        "ground_truth to skip pixel metrics"),
+        f"DIR/test/hole/7.bmp has no mask: add ground_truth/hole/7_mask.png {OR_ELSE}"),
+    Refused(
+        "good image in a defect folder", lambda d: (d / "test/good/000.png").rename(d / "test/crack/7.png"),
+        f"DIR/test/crack/7.png has no mask: add ground_truth/crack/7_mask.png {OR_ELSE}"),
     Refused(
         "mask without image", lambda d: (d / CRACK).unlink(),
         f"DIR/{MASK} masks no image: remove it or add its image to test/crack"),
@@ -249,6 +254,48 @@ def test_an_unreadable_folder_is_named_with_the_reason(sound: Path, monkeypatch:
     with pytest.raises(UserError) as error:
         load(sound)
     assert str(error.value) == f"{sound / 'test/crack'} cannot be listed (Permission denied): check the path"
+
+
+# What is locked, and what cannot be read then. A folder with mode 444 lists its names and nothing more.
+LOCKED = [
+    ("", 0o000, "DIR/train"), ("", 0o444, "DIR/train"),
+    ("train", 0o000, "DIR/train"), ("train", 0o444, "DIR/train/good"),
+    ("train/good", 0o000, "DIR/train/good"), ("train/good", 0o444, "DIR/train/good/000.png"),
+    ("test/crack", 0o000, "DIR/test/crack"), ("test/crack", 0o444, f"DIR/{CRACK}"),
+    ("ground_truth", 0o000, "DIR/ground_truth"), ("ground_truth/crack", 0o444, f"DIR/{MASK}"),
+    (CRACK, 0o000, f"DIR/{CRACK}"), (MASK, 0o000, f"DIR/{MASK}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "mode", "named"), LOCKED)
+def test_what_the_system_really_refuses_is_named(sound: Path, what: str, mode: int, named: str) -> None:
+    (sound / what).chmod(mode)
+    try:
+        if os.access(sound / what, os.X_OK if (sound / what).is_dir() else os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(UserError) as error:
+            load(sound)
+    finally:
+        (sound / what).chmod(0o755)
+    pattern = (
+        re.escape(named.replace("DIR", str(sound))) + r" cannot be (read|listed) \(Permission denied\): check [^\n]+"
+    )
+    assert re.fullmatch(pattern, str(error.value))
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Path.is_dir
+
+    def refuse(path):
+        if path.parent.name == "train":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(UserError) as error:
+        load(sound)
+    reason = "cannot be read (Permission denied): check its permissions and those of the folder that it lies in"
+    assert str(error.value) == f"{sound / 'train/good'} {reason}"
 
 
 def test_a_file_that_vanishes_after_loading_is_named(sound: Path) -> None:

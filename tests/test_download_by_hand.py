@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from flaky_server import files
 from hostile_archives import build
-from toy_publisher import PLAIN, by_hand, content, data_files, expected, publishing, refused
+from toy_publisher import PLAIN, as_published, by_hand, content, data_files, expected, publishing, put, refused
 
 
 @pytest.fixture
@@ -83,14 +83,61 @@ def test_a_category_archive_by_hand_may_lack_the_top_folder(server, root, tmp_pa
 
 
 def test_unpacked_by_hand_is_accepted_as_it_is(server, root):
-    for path, data in content("one").items():
-        (root / "hand" / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / "hand" / path).write_bytes(data)
+    put(root / "hand", content("one"))
     before = files(root)
     assert fetch("hand", "one", root, progress=False) == root / "hand" / "one"
     assert files(root) == before
     (root / "hand/one/test/bad/0.bmp").unlink()
     refused("hand", "one", root, str(root / "hand/one"), "has 2 files in test/*/*, 3 were published", "delete it")
+
+
+TABLE = {"table.csv": b"object,split,label,image,mask"}
+OBJECTS = {
+    "as published": TABLE | as_published("one") | as_published("two"),
+    "all rearranged": content("one") | content("two"),
+    "one of them rearranged": TABLE | content("one") | as_published("two"),
+}
+
+
+@pytest.mark.parametrize("layout", OBJECTS)
+def test_objects_in_mvtec_layout_serve_as_well(server, root, layout):
+    put(root / "objects", OBJECTS[layout])
+    assert fetch("objects", None, root, progress=False) == root / "objects"
+    assert fetch("objects", "one", root, progress=False) == root / "objects" / "one"
+    assert data_files(root) == {f"objects/{path}" for path in OBJECTS[layout]}
+
+
+@pytest.mark.parametrize("files", [content("one"), TABLE | as_published("one")], ids=["rearranged", "as published"])
+def test_one_object_is_enough_for_who_asks_for_it(server, root, files):
+    put(root / "objects", files)
+    assert fetch("objects", "one", root, progress=False) == root / "objects" / "one"
+    words = ("has 0 files in", "add what is missing, or move the folder elsewhere")
+    refused("objects", "two", root, str(root / "objects"), *words)
+    refused("objects", None, root, str(root / "objects"), *words)
+
+
+MISSING = {
+    "train/good/1.JPG": "has 1 files in one/train/good/*, 2 were published",
+    "test/good/0.png": "has 0 files in one/test/good/*, 1 were published",
+    "test/bad/1.tif": "has 2 files in one/test/*/*, 3 were published",
+}
+
+
+@pytest.mark.parametrize("path", MISSING)
+def test_rearranged_objects_are_counted(server, root, path):
+    put(root / "objects", content("one"))
+    (root / "objects/one" / path).unlink()
+    refused("objects", "one", root, f"{root / 'objects'}: {MISSING[path]}; add what is missing")
+
+
+@pytest.mark.parametrize("layout", OBJECTS)
+def test_an_archive_of_objects_may_have_either_layout(server, root, tmp_path, layout):
+    instruction = f"categories in MVTec layout serve as well, so that {root / 'objects/one/train/good'} exists"
+    refused("objects", None, root, "ask the authors", f"{root / 'objects/one/Data/Images'} exists; {instruction}")
+    made = build(tmp_path, "zip", {f"Objects-1cls/1cls/{path}": data for path, data in OBJECTS[layout].items()})
+    by_hand(root, "objects", made, "any name.zip")
+    fetch("objects", None, root, progress=False)
+    assert {f"objects/{path}" for path in OBJECTS[layout]} < data_files(root)
 
 
 def test_a_folder_that_is_in_the_way_is_never_touched(server, root):

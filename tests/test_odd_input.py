@@ -282,6 +282,62 @@ def test_many_images_in_both_splits_are_counted_and_the_first_named(sound: Path)
         load(sound)
 
 
+def _file_as_crack(folder: Path, good: str, masked: bool) -> None:
+    """Copy a good image into a folder of defects that has masks, or into one of a set without any."""
+    (folder / "test/crack/7.png").write_bytes((folder / good).read_bytes())
+    if masked:
+        save(folder / "ground_truth/crack/7_mask.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    else:
+        remove(folder, "ground_truth/*/*")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_good_image_moved_into_a_defect_folder_is_what_its_folder_says(sound: Path, masked: bool) -> None:
+    _file_as_crack(sound, "test/good/000.png", masked)
+    (sound / "test/good/000.png").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        test = load(sound).test
+    i = test.paths.index("test/crack/7.png")
+    assert (test.labels[i], test.defects[i], test.has_masks) == (True, "crack", masked)
+    assert not masked or not test.mask(i).any()
+
+
+GOOD_AS_DEFECT = {
+    "test/good/000.png": "1 anomalous test images are also good ones: test/crack/7.png = test/good/000.png",
+    "train/good/000.png": "1 test images are also train images: test/crack/7.png = train/good/000.png",
+}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("good", GOOD_AS_DEFECT)
+def test_a_copy_of_a_good_image_in_a_defect_folder_is_named_with_its_twin(sound: Path, good: str, masked: bool) -> None:
+    _file_as_crack(sound, good, masked)
+    with pytest.warns(DataWarning) as caught:
+        test = load(sound).test
+    assert [str(w.message) for w in caught] == [f"data/part: {GOOD_AS_DEFECT[good]}"]
+    assert test.labels[test.paths.index("test/crack/7.png")]
+
+
+def test_a_good_image_that_is_everywhere_is_named_for_each_reason(sound: Path) -> None:
+    _file_as_crack(sound, "train/good/000.png", masked=True)
+    (sound / "test/good/7.png").write_bytes((sound / "train/good/000.png").read_bytes())
+    with pytest.warns(DataWarning) as caught:
+        load(sound)
+    twin = "train/good/000.png"
+    assert [str(w.message) for w in caught] == [
+        f"data/part: 2 test images are also train images: test/crack/7.png = {twin}; test/good/7.png = {twin}",
+        "data/part: 1 anomalous test images are also good ones: test/crack/7.png = test/good/7.png",
+    ]
+
+
+def test_two_defects_that_are_one_image_are_no_contradiction(sound: Path) -> None:
+    (sound / CRACK).write_bytes((sound / "test/crack/001.png").read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(sound)
+
+
 def test_files_of_one_size_are_told_apart_by_content(sound: Path) -> None:
     for i, name in enumerate(("train/good/0.bmp", "test/good/0.bmp")):
         save(sound / name, np.random.default_rng(i).integers(0, 256, (200, 200, 3), dtype=np.uint8))

@@ -76,6 +76,12 @@ def test_counts_agree_with_the_catalogue_by_object(name):
         assert counts[f"{name}/{category}/Data/Images/Anomaly/*"] == published.anomalous
         normal = published.train + published.test - published.anomalous
         assert counts[f"{name}/{category}/Data/Images/Normal/*"] == normal
+        (tree,) = find(name).pieces
+        assert tree.rearranged[category] == {
+            f"{category}/train/good/*": published.train,
+            f"{category}/test/good/*": published.test - published.anomalous,
+            f"{category}/test/*/*": published.test,
+        }
 
 
 def test_counts_agree_with_the_catalogue_in_sum():

@@ -14,7 +14,7 @@ from flaky_server import FlakyServer, files, serving
 from hostile_archives import build, member, tar
 
 from uad_core.datasets.download import fetch
-from uad_core.datasets.sources import BENCHMARKS, Archive, Benchmark, RawFile, Tree
+from uad_core.datasets.sources import BENCHMARKS, Archive, Benchmark, RawFile, Tree, _objects_tree
 from uad_core.errors import UserError
 
 PLAIN = bytes(range(256)) * 4
@@ -29,7 +29,10 @@ def content(name: str, top: str = "") -> dict[str, bytes]:
 
 @contextmanager
 def publishing(monkeypatch, tmp_path: Path) -> Iterator[FlakyServer]:
-    """A server with `toy` (categories one, two), `whole` (one tree), `raw` (one file); `hand` has no address."""
+    """A server with `toy` (categories one, two), `whole` (one tree), `raw` (one file).
+
+    `hand` has no address, and neither has `objects`, which is laid out like VisA.
+    """
     with serving(monkeypatch) as server:
 
         def published(archive: Path, digest: bool = True, **facts) -> Archive:
@@ -57,7 +60,21 @@ def publishing(monkeypatch, tmp_path: Path) -> Iterator[FlakyServer]:
         add("raw", RawFile("raw/deep", published(packed), len(PLAIN)))
         add("hand", *(Tree(f"hand/{c}", "train/good", COUNTS) for c in ("one", "two")), categories=("one", "two"),
             by_hand="ask the authors")  # fmt: skip
+        objects = _objects_tree("objects", {"one": (2, 1, 2), "two": (2, 1, 2)}, {"table.csv": 1})
+        add("objects", objects, categories=("one", "two"), by_hand="ask the authors")
         yield server
+
+
+def as_published(name: str) -> dict[str, bytes]:
+    """The images of `content` as VisA files them."""
+    images = [f"Normal/{i}.JPG" for i in range(3)] + [f"Anomaly/{i}.JPG" for i in range(2)]
+    return {f"{name}/Data/Images/{image}": image.encode() for image in images}
+
+
+def put(folder: Path, files: dict[str, bytes]) -> None:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
 
 
 def expected(name: str, *categories: str) -> set[str]:

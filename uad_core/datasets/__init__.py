@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,11 +38,22 @@ READERS: dict[str, Callable[..., Category]] = {
 INFOS = {info.name: info for info in CATALOGUE}
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn what the operating system refuses, such as a look into a folder, into a `UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{shown(error.filename or 'the data')} cannot be read ({error.strerror or error})"
+        raise UserError(f"{what}: check its permissions and those of the folder that it lies in") from None
+
+
 def data_root(root: Path | None = None) -> Path:
     """Return the folder of all data: `root`, else $UAD_DATA, else the user's cache folder."""
     return Path(root or os.environ.get("UAD_DATA") or platformdirs.user_cache_dir("uad-core")).expanduser()
 
 
+@_readable()
 def load(
     dataset: str, category: str, *, root: Path | None = None, image_size: int | tuple[int, int] = 256, seed: int = 0
 ) -> Category:
@@ -70,10 +82,11 @@ def load(
     found = _read(info, category, root, size, seed)
     difference = _difference(info, found)
     if difference:
-        warnings.warn(f"{difference}, so numbers are not comparable with published ones", DataWarning, stacklevel=2)
+        warnings.warn(f"{difference}, so numbers are not comparable with published ones", DataWarning, stacklevel=3)
     return found
 
 
+@_readable()
 def categories(dataset: str, root: Path | None = None) -> list[str]:
     """Return the categories of a benchmark, there or not, or of a folder. `root` is not needed for either."""
     if dataset in INFOS:
@@ -87,6 +100,7 @@ def categories(dataset: str, root: Path | None = None) -> list[str]:
     return names
 
 
+@_readable()
 def protocol(dataset: str) -> str:
     """Return "inspection" (defects on one product) or "one_class" (one class is normal) for a benchmark or a folder."""
     if dataset in INFOS:
@@ -94,6 +108,7 @@ def protocol(dataset: str) -> str:
     return "one_class" if one_class.is_tree(_folder(dataset)) else "inspection"
 
 
+@_readable()
 def catalogue(root: Path | None = None) -> list[DatasetInfo]:
     """Return every benchmark, with the categories that are present under `root` (see `data_root`)."""
     return [replace(info, present=_present(info, root)) for info in map(_info, INFOS)]
@@ -111,11 +126,14 @@ def fetch(dataset: str, category: str | None = None, root: Path | None = None, p
         raise UserError("procedural is drawn when it is used: write it as files with `uad data procedural --out DIR`")
     if dataset == "elpv":
         return _there(info, info.categories[0], root)
-    from uad_core.datasets import download
-
-    path = download.fetch(dataset, category, data_root(root), progress)
     # The classes of a one-class set share their files: to check one is to check all.
     names = [category] if category else info.categories[:1] if info.protocol == "one_class" else info.categories
+    path = _locate(info, root)
+    by_alias = path != data_root(root) / dataset and set(names) <= set(_present(info, root)) & set(info.counts)
+    if not by_alias:  # where a person left the folder the name it came with, it is only checked
+        from uad_core.datasets import download
+
+        path = download.fetch(dataset, category, data_root(root), progress)
     for name in names:
         if name in info.counts:
             verify(dataset, name, root)
@@ -123,17 +141,20 @@ def fetch(dataset: str, category: str | None = None, root: Path | None = None, p
 
 
 def verify(dataset: str, category: str, root: Path | None = None) -> Counts:
-    """Return the counts of a category. Raises `UserError` if they are not the published ones."""
+    """Return the counts of a category. Raises `UserError` if others were published or no mask is there."""
     info = INFOS[_known(dataset, INFOS, "data set")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         found = load(dataset, category, root=root, image_size=1)
-    difference = _difference(info, found)
+    difference, where = _difference(info, found), f"{shown(_locate(info, root))}/{category}"
     if difference:
-        raise UserError(f"{difference}: remove {shown(_locate(info, root))}/{category} and get it again")
+        raise UserError(f"{difference}: remove {where} and get it again")
+    if info.has_masks and not found.test.has_masks:
+        raise UserError(f"{dataset}/{category} has no masks, but they are published: add {where}/ground_truth")
     return _count(found)
 
 
+@_readable()
 def textures(root: Path | None = None, image_size: int | tuple[int, int] = 256) -> ImageSet:
     """Return the textures of DTD, from which GLAD makes synthetic defects."""
     return dtd.load_textures(_there(INFOS["dtd"], "textures", root), as_size(image_size))

@@ -175,7 +175,7 @@ CATALOGUE: tuple[DatasetInfo, ...] = (
         categories=tuple(VISA),
         counts=VISA,
         citation="zou2022spot",
-        aliases=("VisA", "VisA_20220922"),
+        aliases=("VisA", "VisA_20220922", "VisA_pytorch/1cls"),
     ),
     _published(
         "btad",
@@ -208,7 +208,7 @@ CATALOGUE: tuple[DatasetInfo, ...] = (
         categories=tuple(PCB_BANK),
         counts=PCB_BANK,
         citation="yao2024glad",
-        aliases=("PCB-Bank", "PCB_Bank"),
+        aliases=("PCB-Bank", "PCB_Bank", "PCB-Bank-1cls/1cls"),
     ),
     _published(
         "mnist",

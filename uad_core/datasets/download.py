@@ -2,7 +2,8 @@
 
 Layout under the root: `mvtec_ad/<category>`, `visa`, `btad`, `mpdd/<category>`, `mtd`, `pcb_bank`, `dtd`,
 `mnist/MNIST/raw`, `fashion_mnist/FashionMNIST/raw`, `cifar10/cifar-10-batches-py`. Archives wait in
-`downloads/<benchmark>`, where a person may put them too; a folder appears in the layout only when it is whole.
+`downloads/<benchmark>`, where a person may put them too; a folder appears in the layout only when what was asked for is
+whole in it. A person may also have categories of VisA and PCB-Bank in MVTec layout: `visa/<category>/train/good`, ...
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def fetch(name: str, category: str | None, root: Path, progress: bool = True) ->
     root = Path(root).expanduser()
     pieces = benchmark.pieces_of(category)
     try:
-        if any(_lacks(piece, root) for piece in pieces):
+        if any(_lacks(piece, root, category) for piece in pieces):
             store = root / "downloads" / name
             with _alone(store):
                 for piece in pieces:
-                    if _lacks(piece, root):
-                        _bring(benchmark, piece, root, store, progress)
+                    if _lacks(piece, root, category):
+                        _bring(benchmark, piece, category, root, store, progress)
     except OSError as error:
         where = error.filename or root
         raise UserError(f"{where}: {error.strerror or error}; choose another folder with --root or UAD_DATA") from error
@@ -59,10 +60,10 @@ def fetch(name: str, category: str | None, root: Path, progress: bool = True) ->
     return folder if folder.is_dir() else root / name
 
 
-def _lacks(piece: Tree | RawFile, root: Path) -> str | None:
-    """Say what is missing from a piece under the root, None if it is complete."""
+def _lacks(piece: Tree | RawFile, root: Path, category: str | None) -> str | None:
+    """Say what a category, or everything, misses of a piece under the root; None if it is complete."""
     if isinstance(piece, Tree):
-        return _lacks_files(piece, root / piece.folder)
+        return _lacks_files(piece, root / piece.folder, category)
     packed = root / piece.folder / piece.archive.file
     plain = packed.with_suffix("")
     if plain.is_file() and plain.stat().st_size == piece.plain_size:
@@ -76,15 +77,27 @@ def _lacks(piece: Tree | RawFile, root: Path) -> str | None:
     return None if length == piece.plain_size else f"is cut or no gzip file of {piece.plain_size:,} bytes"
 
 
-def _lacks_files(tree: Tree, folder: Path) -> str | None:
+def _lacks_files(tree: Tree, folder: Path, category: str | None) -> str | None:
     """Compare the folder with the published counts."""
     if not folder.is_dir():
         return "is not there"
-    for pattern, expected in tree.counts.items():
+    for pattern, expected in _expected(tree, folder, category).items():
         found = sum(_counts(path) for path in folder.glob(pattern))
         if found != expected:
             return f"has {found} files in {pattern}, {expected} were published"
     return None
+
+
+def _expected(tree: Tree, folder: Path, category: str | None) -> dict[str, int]:
+    """Return the counts to compare with: where a person has rearranged a category, those of its new layout."""
+    known = set(tree.rearranged)
+    asked = known & {category} or known
+    moved = {name for name in asked if (folder / name / "train").is_dir()}
+    expected = {pattern: n for name in sorted(moved) for pattern, n in tree.rearranged[name].items()}
+    if known and moved == asked:
+        return expected  # the table that divides the others is not needed
+    skipped = known - (asked - moved)
+    return expected | {pattern: n for pattern, n in tree.counts.items() if pattern.split("/")[0] not in skipped}
 
 
 def _counts(path: Path) -> bool:
@@ -107,22 +120,26 @@ def _alone(store: Path) -> Iterator[None]:
         lock.release()
 
 
-def _bring(benchmark: Benchmark, piece: Tree | RawFile, root: Path, store: Path, progress: bool) -> None:
-    """Make one piece complete."""
+def _bring(
+    benchmark: Benchmark, piece: Tree | RawFile, category: str | None, root: Path, store: Path, progress: bool
+) -> None:
+    """Make one piece complete, or at least the category of it."""
     target = root / piece.folder
     hint = _by_hand(benchmark, piece, root, store)
     if isinstance(piece, RawFile):
         path = target / piece.archive.file
         if path.exists():
-            raise UserError(f"{path}: the file {_lacks(piece, root)}; delete it, then fetch it again")
+            raise UserError(f"{path}: the file {_lacks(piece, root, category)}; delete it, then fetch it again")
         archive = retrieve(piece.archive, store, hint, progress)
         target.mkdir(parents=True, exist_ok=True)
         os.replace(archive, path)
         return
     if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"{target}: {_lacks(piece, root)}; move the folder elsewhere or delete it, then fetch it again")
+        lacks = _lacks(piece, root, category)
+        remedy = "add what is missing, or move the folder elsewhere or delete it, then fetch it again"
+        raise UserError(f"{target}: {lacks}; {remedy}")
     placed = list(_placed(benchmark, piece, store))
-    if any(_unpack(archive, benchmark, piece, root, progress) for archive in placed):
+    if any(_unpack(archive, benchmark, piece, category, root, progress) for archive in placed):
         return
     if placed:
         names = ", ".join(archive.name for archive in placed)
@@ -131,7 +148,7 @@ def _bring(benchmark: Benchmark, piece: Tree | RawFile, root: Path, store: Path,
         raise UserError(f"{target}: not there, and only a person can download it: {hint}")
     archive = retrieve(piece.archive, store, hint, progress)
     try:
-        if not _unpack(archive, benchmark, piece, root, progress):
+        if not _unpack(archive, benchmark, piece, category, root, progress):
             raise BadArchive(f"{piece.archive.file}: no {piece.marker} in it; the file was deleted; {hint}")
     except BadArchive:
         archive.unlink()
@@ -154,7 +171,9 @@ def _placed(benchmark: Benchmark, tree: Tree, store: Path) -> Iterator[Path]:
             yield path
 
 
-def _unpack(archive: Path, benchmark: Benchmark, wanted: Tree, root: Path, progress: bool) -> bool:
+def _unpack(
+    archive: Path, benchmark: Benchmark, wanted: Tree, category: str | None, root: Path, progress: bool
+) -> bool:
     """Unpack the trees of the benchmark that the archive holds and the root lacks; tell whether `wanted` is among them.
 
     Raises:
@@ -169,7 +188,7 @@ def _unpack(archive: Path, benchmark: Benchmark, wanted: Tree, root: Path, progr
     with unpacked(archive, target, progress=progress) as inside:
         for tree in (wanted, *others):
             folder = _locate(tree, inside, single)
-            if folder and (lacks := _lacks_files(tree, folder)):
+            if folder and (lacks := _lacks_files(tree, folder, category)):
                 raise BadArchive(f"{archive}: {tree.name} {lacks}; nothing was unpacked. Fetch the archive again")
             if folder:
                 found[tree.folder] = folder
@@ -182,7 +201,8 @@ def _locate(tree: Tree, inside: Path, single: bool) -> Path | None:
     """Return the folder that is the tree: the one of its name, or any with its marker if it must be the only one."""
     places, level = [], [inside]
     for _ in range(DEEPEST):
-        places += [folder for folder in level if (folder / tree.marker).exists()]
+        markers = (tree.marker, *(f"{name}/train/good" for name in tree.rearranged))
+        places += [folder for folder in level if any((folder / marker).exists() for marker in markers)]
         level = [child for folder in level for child in sorted(folder.iterdir()) if child.is_dir()]
     named = [folder for folder in places if folder.name == tree.name]
     return next(iter(named or (places if single else ())), None)
@@ -192,9 +212,13 @@ def _by_hand(benchmark: Benchmark, piece: Tree | RawFile, root: Path, store: Pat
     """Say which file to get, from which page, and where to put it."""
     if isinstance(piece, RawFile):
         store = root / piece.folder
+    also = ""
+    if isinstance(piece, Tree) and piece.rearranged:
+        example = root / piece.folder / next(iter(piece.rearranged))
+        also = f"; categories in MVTec layout serve as well, so that {example / 'train/good'} exists"
     if piece.archive:
-        return f"download {piece.archive.file} from {benchmark.page} with a browser and put it into {store}"
+        return f"download {piece.archive.file} from {benchmark.page} with a browser and put it into {store}{also}"
     return (
         f"open {benchmark.page}, {benchmark.by_hand}, and put the archive (zip or tar, any name) into {store}, "
-        f"or what it holds into {root / benchmark.name}, so that {root / piece.folder / piece.marker} exists"
+        f"or what it holds into {root / benchmark.name}, so that {root / piece.folder / piece.marker} exists{also}"
     )

@@ -11,7 +11,8 @@ CATEGORY/ground_truth/DEFECT/NAME_mask.png         their masks, or DEFECT/NAME w
 over; a folder where an image should be, an image of a kind that is not read, a mask
 without an image or an image without a mask is an error. Without any mask in
 `ground_truth`, or without `ground_truth`, pixel metrics are undefined and `has_masks` is False.
-Masks of normal images are not needed and not read. Symbolic links are followed wherever
+Masks of normal images are not needed and not read. The folder decides what an image is: one in
+test/DEFECT with a black mask is anomalous all the same. Symbolic links are followed wherever
 they lead, because nothing is ever written below a data folder.
 """
 
@@ -47,11 +48,13 @@ class Item:
     mask: str | None = None
 
 
-def load(folder: Path, dataset: str, category: str, image_size: int | tuple[int, int]) -> Category:
-    """Return the category in `folder`, which has MVTec layout.
+def load(
+    folder: Path, dataset: str, category: str, image_size: int | tuple[int, int], label_map: bool = False
+) -> Category:
+    """Return the category in `folder`, which has MVTec layout; in a `label_map` mask whatever is not 0 is a defect.
 
-    Raises `UserError` that names the file or folder at fault, and warns (`DataWarning`) of
-    images that are in both splits and of a test set that has only one kind of images.
+    Raises `UserError` that names the file or folder at fault, and warns (`DataWarning`) of images that are in both
+    splits or filed both as good and as a defect, and of a test set that has only one kind of images.
     """
     train = _train_items(folder)
     test = _test_items(folder)
@@ -59,7 +62,7 @@ def load(folder: Path, dataset: str, category: str, image_size: int | tuple[int,
     about = {"dataset": dataset, "category": category, "image_size": image_size}
     return as_category(
         image_set(folder, train, split="train", has_masks=has_masks, **about),
-        image_set(folder, test, split="test", has_masks=has_masks, **about),
+        image_set(folder, test, split="test", has_masks=has_masks, label_map=label_map, **about),
     )
 
 
@@ -92,11 +95,14 @@ def as_category(train: ImageSet, test: ImageSet, protocol: str = "inspection") -
     if test.labels.all() or not test.labels.any():
         kind = "anomalous" if test.labels.all() else "normal"
         warnings.warn(f"{where}: all test images are {kind}, so no metric is defined", DataWarning, stacklevel=3)
-    twins = _in_both(train, test)
-    if twins:
-        listed = [f"{shown(a)} = {shown(b)}" for a, b in twins[:LISTED]] + ["..."] * (len(twins) > LISTED)
-        message = f"{where}: {len(twins)} test images are also train images: {'; '.join(listed)}"
-        warnings.warn(message, DataWarning, stacklevel=3)
+    good, anomalous = (test.subset(rows).paths for rows in (~test.labels, test.labels))
+    for twins, what in (
+        (_twins(test.source.folder, train.paths, test.paths), "test images are also train images"),
+        (_twins(test.source.folder, good, anomalous), "anomalous test images are also good ones"),
+    ):
+        if twins:
+            listed = [f"{shown(a)} = {shown(b)}" for a, b in twins[:LISTED]] + ["..."] * (len(twins) > LISTED)
+            warnings.warn(f"{where}: {len(twins)} {what}: {'; '.join(listed)}", DataWarning, stacklevel=3)
     return Category(test.dataset, test.category, train, test, protocol)
 
 
@@ -199,7 +205,10 @@ def _paired(folder: Path, defect: str, images: list[str], masks: list[str]) -> d
         here = folder / "test" / defect / image
         if not fitting:
             name = f"ground_truth/{defect}/{Path(image).stem}_mask.png"
-            remedy = f"add {shown(name)} (black if nothing is marked), or remove ground_truth to skip pixel metrics"
+            remedy = (
+                f"add {shown(name)} (black if nothing is marked), move the image to test/good if it is good, "
+                "or remove ground_truth to skip pixel metrics"
+            )
             raise UserError(f"{shown(here)} has no mask: {remedy}")
         if len(fitting) > 1 or fitting[0] in used:
             listed = ", ".join(map(shown, fitting))
@@ -218,9 +227,8 @@ def _stem(name: str) -> str:
     return unicodedata.normalize("NFC", Path(name).stem)
 
 
-def _in_both(train: ImageSet, test: ImageSet) -> list[tuple[str, str]]:
-    """Return (test path, train path) of files with equal bytes."""
-    folder = train.source.folder
+def _twins(folder: Path, some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (path among the others, path among some) of files with equal bytes."""
 
     def groups(paths: Iterable[str], key) -> dict[object, list[str]]:
         result = defaultdict(list)
@@ -229,7 +237,7 @@ def _in_both(train: ImageSet, test: ImageSet) -> list[tuple[str, str]]:
         return result
 
     # Sizes first, then a piece from the middle, and whole files only where both agree.
-    pairs = [(train.paths, test.paths)]
+    pairs = [(some, others)]
     for key in (lambda p: p.stat().st_size, _probe, lambda p: hashlib.sha256(p.read_bytes()).digest()):
         narrowed = []
         for ours, theirs in pairs:

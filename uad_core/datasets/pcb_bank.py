@@ -17,9 +17,9 @@ TABLES = ("1cls.csv", "1cls_clear.csv")
 def load(folder: Path, category: str, *, image_size: int | tuple[int, int], seed: int) -> Category:
     """Return one of pcb1 to pcb7 in the one-class split; `seed` changes nothing.
 
-    A category that somebody has already brought into MVTec layout is read as such.
+    A category that somebody has already brought into MVTec layout is read as such; its masks may still be label maps.
     """
     if layout.is_category(folder / category):
-        return layout.load(folder / category, "pcb_bank", category, image_size)
+        return layout.load(folder / category, "pcb_bank", category, image_size, label_map=True)
     table = next((folder / name for name in TABLES if (folder / name).exists()), folder / TABLES[0])
     return csv_category(table, folder / category, dataset="pcb_bank", category=category, image_size=image_size)

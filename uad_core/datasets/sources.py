@@ -8,7 +8,7 @@ to be brought. A piece with an `Archive` can be downloaded; a piece without one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from uad_core.errors import UserError
 
@@ -45,12 +45,14 @@ class Tree:
         marker: a path inside it by which it is recognised in an archive.
         counts: glob pattern inside it -> number of files.
         archive: what it is unpacked from, None where it comes by hand only.
+        rearranged: category inside it -> the counts that hold instead where a person has that category in MVTec layout.
     """
 
     folder: str
     marker: str
     counts: Mapping[str, int]
     archive: Archive | None = None
+    rearranged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -151,13 +153,15 @@ _MPDD = {
     "connector": (128, 30, 14), "metal_plate": (54, 26, 71), "tubes": (122, 32, 69),
 }  # fmt: skip
 
-# Object: normal and anomalous images [the tables in the README of amazon-science/spot-diff and of SSRheart/PCB-Bank].
-_VISA_PCB = {"pcb1": (1004, 100), "pcb2": (1001, 100), "pcb3": (1006, 100), "pcb4": (1005, 100)}
+# Object: normal images to learn from, normal and defective ones to judge [READMEs and one-class tables of
+# amazon-science/spot-diff and SSRheart/PCB-Bank].
+_VISA_PCB = {"pcb1": (904, 100, 100), "pcb2": (901, 100, 100), "pcb3": (905, 101, 100), "pcb4": (904, 101, 100)}
 _VISA = {
-    "candle": (1000, 100), "capsules": (602, 100), "cashew": (500, 100), "chewinggum": (503, 100), "fryum": (500, 100),
-    "macaroni1": (1000, 100), "macaroni2": (1000, 100), **_VISA_PCB, "pipe_fryum": (500, 100),
+    "candle": (900, 100, 100), "capsules": (542, 60, 100), "cashew": (450, 50, 100), "chewinggum": (453, 50, 100),
+    "fryum": (450, 50, 100), "macaroni1": (900, 100, 100), "macaroni2": (900, 100, 100), **_VISA_PCB,
+    "pipe_fryum": (450, 50, 100),
 }  # fmt: skip
-_PCB_BANK = {**_VISA_PCB, "pcb5": (445, 493), "pcb6": (505, 425), "pcb7": (386, 79)}
+_PCB_BANK = {**_VISA_PCB, "pcb5": (200, 245, 493), "pcb6": (200, 305, 425), "pcb7": (200, 186, 79)}
 
 _MTD = {"Free": 952, "Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103}
 
@@ -183,15 +187,23 @@ def _mvtec_tree(category: str) -> Tree:
 
 
 def _mpdd_tree(category: str) -> Tree:
-    train, good, defective = _MPDD[category]
-    counts = {"train/good/*": train, "test/good/*": good, "test/*/*": good + defective}
-    return Tree(f"mpdd/{category}", "train/good", counts)
+    return Tree(f"mpdd/{category}", "train/good", _counts_by_split(*_MPDD[category]))
 
 
-def _counts_by_object(table: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    images = "{}/Data/Images/{}/*"
-    normal = {images.format(name, "Normal"): n for name, (n, _) in table.items()}
-    return normal | {images.format(name, "Anomaly"): n for name, (_, n) in table.items()}
+def _counts_by_split(train: int, good: int, defective: int, top: str = "") -> dict[str, int]:
+    return {f"{top}train/good/*": train, f"{top}test/good/*": good, f"{top}test/*/*": good + defective}
+
+
+def _objects_tree(
+    folder: str, table: Mapping[str, tuple[int, int, int]], others: Mapping[str, int], archive: Archive | None = None
+) -> Tree:
+    """Return VisA or what is laid out like it: every object in one tree, normal and defective images apart."""
+    counts = dict(others)
+    for name, (train, good, defective) in table.items():
+        counts[f"{name}/Data/Images/Normal/*"] = train + good
+        counts[f"{name}/Data/Images/Anomaly/*"] = defective
+    rearranged = {name: _counts_by_split(*row, top=f"{name}/") for name, row in table.items()}
+    return Tree(folder, f"{next(iter(table))}/Data/Images", counts, archive, rearranged)
 
 
 def _idx_files(folder: str, bases: tuple[str, ...], column: int) -> tuple[RawFile, ...]:
@@ -211,7 +223,7 @@ _ALL = (
     ),
     Benchmark(
         "visa", "VisA", "https://github.com/amazon-science/spot-diff", "CC BY 4.0 (README of the publisher)",
-        (Tree("visa", "candle/Data/Images", {"split_csv/1cls.csv": 1, **_counts_by_object(_VISA)}, Archive(
+        (_objects_tree("visa", _VISA, {"split_csv/1cls.csv": 1}, Archive(
             "VisA_20220922.tar", ("https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",),
             "sha256:2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362", 1900 * MB)),),
         tuple(_VISA),
@@ -238,7 +250,7 @@ _ALL = (
     Benchmark(
         "pcb_bank", "PCB-Bank", "https://github.com/SSRheart/PCB-Bank",
         "CC BY 4.0 (README of the publisher; parts come from VisA, Real-IAD and VISION)",
-        (Tree("pcb_bank", "pcb1/Data/Images", _counts_by_object(_PCB_BANK)),), tuple(_PCB_BANK),
+        (_objects_tree("pcb_bank", _PCB_BANK, {}),), tuple(_PCB_BANK),
         by_hand="follow its README (a Baidu link with a code, one part on request by e-mail)",
     ),
     Benchmark(

@@ -50,13 +50,14 @@ class _Chip:
 
 
 _LEGS = tuple(_Leg(k * PITCH) for k in (-1.0, 0.0, 1.0))
-_MUST = (_Chip(-0.73, 0.09), _Chip(0.73, 0.09, resistor=False))
-_MAY = _Chip(-0.73, -0.66)
+_CAPACITOR = _Chip(0.73, 0.09, resistor=False)
+_PAIR = (_Chip(-0.73, 0.09), _Chip(0.73, -0.66))  # two resistors far apart
+_BARE = -0.66  # y of the pads above the first resistor, which stay bare
 
 
 def _fitted(dice: Dice) -> tuple[_Chip, ...]:
-    """Return the small parts of a sound board: one of two resistors is fitted in one variant only."""
-    return (*_MUST, _MAY) if dice.chance("variant") else _MUST
+    """Return the small parts of a sound board: the two resistors are fitted together, or neither is."""
+    return (_CAPACITOR, *_PAIR) if dice.chance("variant") else (_CAPACITOR,)
 
 
 def circuit(
@@ -64,8 +65,8 @@ def circuit(
 ) -> Surface:
     """The populated board.
 
-    Every part has its place, so a reference tied to positions knows what belongs where. To a patch that knows no place
-    a missing resistor looks like the bare pads of the other one, which are as they should be.
+    Every part has its place, so a reference tied to positions knows what belongs where. The product has two variants,
+    so to a patch that sees no further a missing resistor looks like the other variant.
     """
     surface = board(canvas, dice)
     chips = _fitted(dice) if chips is None else chips
@@ -168,12 +169,15 @@ def _body(s: Surface, dice: Dice) -> None:
 
 def _missing(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
     """A leg or a small part that broke off; what lay under it is clean."""
-    left = 1.0 - fault.severity
-    if fault.dice.chance("leg"):
-        which = fault.dice.integer("which", 0, 2)
-        return _with_leg(canvas, dice, which, replace(_LEGS[which], reach=left), left)
-    which = max(0, fault.dice.integer("which", -1, 1))
-    return _with_chip(canvas, dice, which, replace(_MUST[which], keep=left))
+    left, fitted = 1.0 - fault.severity, _fitted(dice)
+    if len(fitted) > 1 and fault.dice.unit("resistor") < 0.7:
+        which = fault.dice.integer("which", 1, 2)
+    elif fault.dice.unit("capacitor") < 0.3:
+        which = 0
+    else:
+        leg = fault.dice.integer("leg", 0, 2)
+        return _with_leg(canvas, dice, leg, replace(_LEGS[leg], reach=left), left)
+    return _with_chip(canvas, dice, which, replace(fitted[which], keep=left))
 
 
 def _bent(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
@@ -185,13 +189,14 @@ def _bent(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
 
 def _misplaced(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, Field]:
     """A sound small part in the wrong place: turned and shifted, or towards pads that should be bare."""
-    which = fault.dice.integer("which", 0, 1)
-    chip = _MUST[which]
-    if which == 0 and _fitted(dice) == _MUST:
-        moved = replace(chip, y=chip.y + (_MAY.y - chip.y) * fault.severity)
+    fitted = _fitted(dice)
+    which = fault.dice.integer("which", 0, len(fitted) - 1)
+    chip, far = fitted[which], fault.severity
+    if which == 1:
+        moved = replace(chip, y=chip.y + (_BARE - chip.y) * far)
     else:
-        turn = fault.dice.sign("turn") * fault.size(0.03, 0.25) * fault.severity
-        moved = replace(chip, turn=turn, x=chip.x + fault.dice.uniform("dx", -0.08, 0.08) * fault.severity)
+        turn = fault.dice.sign("turn") * fault.size(0.03, 0.25) * far
+        moved = replace(chip, turn=turn, x=chip.x + fault.dice.uniform("dx", -0.08, 0.08) * far)
     return _with_chip(canvas, dice, which, moved)
 
 
@@ -238,7 +243,7 @@ def _bridge(surface: Surface, fault: Fault) -> Field:
 
 def _scratched(surface: Surface, fault: Fault) -> Field:
     """A scratch through the green mask down to bright copper."""
-    x, y = ((-0.3, 0.78), (0.25, 0.76), (0.62, -0.72), (-0.38, -0.76))[fault.dice.integer("place", 0, 3)]
+    x, y = ((-0.3, 0.78), (0.25, 0.76), (0.52, 0.62), (-0.38, -0.78))[fault.dice.integer("place", 0, 3)]
     dx, dy = fault.spot(0.10, 0.05)
     return scratch(surface, fault, (x + dx, y + dy), (0.62, 0.30, 0.15), (0.04, 0.22), 0.012, 0.006, 0.4)
 

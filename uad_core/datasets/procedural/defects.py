@@ -52,16 +52,16 @@ def scratch(
     wide: float = 0.012,
     depth: float = 0.012,
     gloss: float | None = None,
-    turn: float | None = None,
+    solid: Field | float = 1.0,
 ) -> Field:
-    """A groove, gently bent, that thins out to its ends and skips where the tool bounced."""
+    """A groove, gently bent, that thins out to its ends and skips where the tool bounced or nothing is ``solid``."""
     own = fault.dice
     half = fault.size(*long)
-    turn = own.unit("turn") if turn is None else turn + own.uniform("turn", -0.04, 0.04)
-    distance, along = arc_distance(surface.x, surface.y, *at, turn, half, own.uniform("bend", -0.4, 0.4) / half)
+    bend = own.uniform("bend", -0.4, 0.4) / half
+    distance, along = arc_distance(surface.x, surface.y, *at, own.unit("turn"), half, bend)
     width = wide * own.uniform("wide", 0.6, 1.2)
     taper = width * (1.0 - 0.75 * along * along) * (0.8 + 0.3 * noise(along * 9.0, along * 0.0, own.seed("skips")))
-    shape = cover(distance - taper, surface.pixel * 1.3)
+    shape = cover(distance - taper, surface.pixel * 1.3) * solid
     surface.paint(shape, colour, gloss)
     _sink(surface, shape * clip(1.0 - distance * (0.7 / width), 0.0, 1.0), depth)
     return shape

@@ -80,9 +80,8 @@ def _slope(hole: Field) -> Field:
     return out
 
 
-def _near(fault: Fault, across: float, down: float) -> tuple[float, float]:
-    """Return the centre of the hole nearest to a random place."""
-    x, y = fault.spot(across, down)
+def _nearest(x: float, y: float) -> tuple[float, float]:
+    """Return the centre of the hole nearest to a place."""
     best = None
     for offset in (0.0, 0.5):
         u = (math.floor(x / _PITCH + offset + 0.5) - offset) * _PITCH
@@ -95,12 +94,13 @@ def _near(fault: Fault, across: float, down: float) -> tuple[float, float]:
 def _blocked(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """Holes that were not punched through, wholly or in part."""
     x, y = _coordinates(canvas, dice)
-    cx, cy = _near(fault, 0.4, 0.45)
-    metal = None
+    cx, cy = _nearest(*fault.spot(0.4, 0.45))
+    metal, size = None, _RADIUS * 1.12
+    # At low severity the slug covers the hole only from one side, but never the hole beside it.
+    away = (1.0 - fault.severity) * 2.0 * _RADIUS
     for k in range(1 + int(fault.size(0.0, 2.99))):
-        # At low severity the slug covers the hole only from one side.
-        away = (1.0 - fault.severity) * 1.8 * _RADIUS
-        slug = circle_distance(x, y, cx + k * _PITCH + away, cy + 0.4 * away, _RADIUS * 1.12)
+        slug = circle_distance(x, y, cx + k * _PITCH + away, cy + 0.4 * away, size)
+        slug = np.maximum(slug, circle_distance(x, y, cx + k * _PITCH, cy, size))
         metal = slug if metal is None else np.minimum(metal, slug)
     wobble = 0.012 * noise(x * 24.0, y * 24.0, fault.dice.seed("edge"))
     return grille(canvas, dice, metal + wobble, plug=True), None
@@ -109,12 +109,26 @@ def _blocked(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
 def _torn(canvas: Canvas, dice: Dice, fault: Fault) -> tuple[Surface, None]:
     """The metal between neighbouring holes is torn: from a nick in one edge to a slot over several holes."""
     x, y = _coordinates(canvas, dice)
-    cx, cy = _near(fault, 0.4, 0.45)
-    length = fault.size(0.15, 0.85) * fault.severity
+    cx, cy = _nearest(*fault.spot(0.4, 0.45))
+    width = 0.055 * (0.5 + 0.5 * fault.severity)
+    inside = _RADIUS - 0.02  # so far the tear is within the hole, where nothing shows
+    length = inside + (fault.size(0.15, 0.85) - inside) * fault.severity
     towards = fault.dice.sign("towards")
-    gap = segment_distance(x, y, cx, cy, cx + towards * length, cy) - 0.055 * (0.5 + 0.5 * fault.severity)
-    ragged = 0.03 * fractal(x * 9.0, y * 9.0, fault.dice.seed("ragged"), 3)
+    gap = segment_distance(x, y, cx, cy, cx + towards * length, cy) - width
+    ragged = 0.03 * fault.severity * fractal(x * 9.0, y * 9.0, fault.dice.seed("ragged"), 3)
     return grille(canvas, dice, gap + ragged), None
+
+
+def _scratched(surface: Surface, fault: Fault) -> Field:
+    """A scratch on the metal; it jumps over the holes."""
+    x, y = fault.spot(0.4, 0.4)
+    cx, cy = _nearest(x, y)
+    far = math.sqrt((x - cx) * (x - cx) + (y - cy) * (y - cy))
+    if far < _PITCH / 2.0:
+        # Half way between two holes, or a short scratch would fall into one of them.
+        x, y = cx + (x - cx) * (_PITCH / 2.0 / far), cy + (y - cy) * (_PITCH / 2.0 / far)
+    metal = 1.0 - cover(_holes(surface.x, surface.y), surface.pixel * 1.3)
+    return scratch(surface, fault, (x, y), (0.62, 0.63, 0.64), (0.06, 0.6), 0.008, 0.006, 0.5, solid=metal)
 
 
 def _rust(surface: Surface, fault: Fault) -> Field:
@@ -131,7 +145,7 @@ def _rust(surface: Surface, fault: Fault) -> Field:
 
 REBUILT = {"blocked_hole": _blocked, "torn_bridge": _torn}
 DEFECTS = {
-    "scratch": lambda s, f: scratch(s, f, f.spot(0.4, 0.4), (0.62, 0.63, 0.64), (0.06, 0.6), 0.008, 0.006, 0.5),
+    "scratch": _scratched,
     "rust": _rust,
     "contamination": lambda s, f: curl(s, f, f.spot(0.45, 0.45), (0.50, 0.42, 0.24), (0.05, 0.30), 0.013, 0.5),
 }

@@ -27,6 +27,7 @@ STUDIO = Studio(
 )
 
 _OUTER, _RIM, _LIP, _MOUTH, _FLOOR = 0.84, 0.66, 0.585, 0.51, 0.40  # radii
+_TABLE = (0.66, 0.67, 0.68)
 _SHADOW = (0.78, 1.04)  # from where to where the shadow on the table fades
 
 
@@ -58,7 +59,7 @@ def _table(canvas: Canvas, dice: Dice) -> Surface:
         dice.uniform("dx", -0.025, 0.025),
         dice.uniform("dy", -0.025, 0.025),
     )
-    surface = Surface.blank(x, y, canvas.pixel, (0.66, 0.67, 0.68))
+    surface = Surface.blank(x, y, canvas.pixel, _TABLE)
     surface.albedo *= 1.0 + 0.025 * fractal(canvas.x * 2.0, canvas.y * 2.0, dice.seed("table"), 3)
     return surface
 
@@ -164,14 +165,16 @@ def _broken(surface: Surface, fault: Fault) -> Field:
     size = fault.size(0.16, 0.55)
     edge = blob(surface, fault, *_around(fault, 0.80), size, 0.16)
     r = np.sqrt(surface.x * surface.x + surface.y * surface.y)
-    gap = np.maximum(edge, np.maximum(_FLOOR + 0.03 - r, r - _OUTER - 0.012))
+    gap = np.maximum(edge, np.maximum(_FLOOR + 0.03 - r, r - _OUTER - surface.pixel))
     shape = cover(gap, surface.pixel * 1.5)
     # The table continues in the shadow of the jar, darkest beside the break.
-    shade = 0.66 * (0.5 + 0.5 * smooth(*_SHADOW, r)) - 0.16 * (1.0 - smooth(0.0, 0.14, -edge - 0.03))
-    surface.paint(shape, (shade, shade * 1.01, shade * 1.02), 0.0)
+    light = 0.5 + 0.5 * smooth(*_SHADOW, r) - 0.24 * (1.0 - smooth(0.0, 0.14, -edge - 0.03)) * cover(r - _OUTER, 0.06)
+    surface.paint(shape, _TABLE, 0.0)
+    surface.light += shape * (light - surface.light)
     surface.height -= shape * surface.height
     thick = 0.05 + 0.02 * noise(surface.x * 6.0, surface.y * 6.0, fault.dice.seed("thick"))
-    face = shape * cover(-edge - thick, 0.012) * smooth(_FLOOR, _MOUTH, r)
+    face = shape * cover(-edge - thick, 0.012) * smooth(_FLOOR, _MOUTH, r) * cover(r - _OUTER, surface.pixel * 1.5)
+    surface.light += face * (1.0 - surface.light)
     flash = _shells(surface, fault, edge, 0.06)
     tone = 0.03 + 0.55 * flash * flash
     surface.paint(face, (tone, 0.60 * tone, 0.26 * tone), 0.2)

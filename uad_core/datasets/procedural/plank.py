@@ -55,12 +55,15 @@ def plank(canvas: Canvas, dice: Dice) -> Surface:
 def _drop(surface: Surface, fault: Fault) -> Field:
     """A splash of glossy paint with a rounded edge."""
     size = fault.size(0.03, 0.20)
-    distance = blob(surface, fault, *fault.spot(0.65, 0.65), size, 0.22)
+    cx, cy = fault.spot(0.65, 0.65)
+    distance = blob(surface, fault, cx, cy, size, 0.18)
     shape = cover(distance, surface.pixel * 1.5)
     surface.paint(shape, (0.30, 0.34, 0.36), 0.45)
-    thick = 0.022 * np.sqrt(clip(distance * (-1.0 / 0.05), 0.0, 1.0))
+    dx, dy = (surface.x - cx) * (0.8 / size), (surface.y - cy) * (0.8 / size)
+    thick = 0.12 * size * np.sqrt(np.maximum(1.0 - dx * dx - dy * dy, 0.0))
+    edge = 0.012 * np.sqrt(clip(distance * (-1.0 / 0.03), 0.0, 1.0))
     smear = 0.002 * fractal(surface.x * 6.0, surface.y * 6.0, fault.dice.seed("smear"), 2)
-    surface.height += shape * (0.01 + thick + smear - surface.height)
+    surface.height += shape * (0.01 + thick + edge + smear - surface.height)
     return shape
 
 

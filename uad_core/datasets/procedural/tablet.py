@@ -62,10 +62,12 @@ def tablet(canvas: Canvas, dice: Dice, notch: Field | None = None, ink: Field | 
     surface.x, surface.y = x, y
     distance = box_distance(x, y, 0.0, 0.0, _LONG, _SHORT, _SHORT)
     _shadow(surface, canvas, dice, distance)
+    # Measured from the whole caplet: a break does not change the curvature of what is left.
+    depth = clip(distance * (-1.0 / _SHORT), 0.0, 1.0)
     rough = np.zeros_like(distance)
     if notch is not None:
         rough = 1.0 - smooth(_BREAK * 0.75, _BREAK, notch)
-        surface.light += (0.75 - surface.light) * cover(notch, 0.05) * cover(distance, 0.05) * 0.7
+        surface.light += (0.75 - surface.light) * cover(notch, 0.05) * cover(distance - 0.03, 0.06)
         distance = np.maximum(distance, -notch)
     body = cover(distance, surface.pixel * 1.2)
     freckles = noise(x * 55.0, y * 55.0, dice.seed("freckles"))
@@ -73,7 +75,6 @@ def tablet(canvas: Canvas, dice: Dice, notch: Field | None = None, ink: Field | 
     tone = 1.0 + 0.025 * mottle + 0.025 * freckles
     surface.paint(body, [c * tone for c in (0.78, 0.74, 0.62)], 0.16)
     surface.light += (1.0 - surface.light) * body
-    depth = clip(distance * (-1.0 / _SHORT), 0.0, 1.0)
     dome = np.sqrt(1.0 - (1.0 - depth) * (1.0 - depth)) * 0.15
     groove = np.maximum(1.0 - np.abs(x) * (1.0 / 0.035), 0.0)
     dome = dome - 0.022 * groove * groove * depth + 0.0012 * mottle

@@ -79,10 +79,14 @@ def _torn(surface: Surface, fault: Fault) -> Field:
     distance = blob(surface, fault, cx, cy, size, 0.12)
     shape = cover(distance, surface.pixel * 2.0)
     open_ = shape
-    for across, away, name in ((u, np.abs(surface.y - cy), "warp"), (v, np.abs(surface.x - cx), "weft")):
-        cut = size * (0.62 + 0.36 * per_index(np.floor(across), own.seed(f"{name} cut")))
-        off_core = smooth(0.22, 0.36, np.abs(across - np.floor(across) - 0.5))
-        open_ = open_ * np.maximum(off_core, 1.0 - smooth(-0.01, 0.01, away - cut))
+    fray = 0.02 * noise(u * 5.0, v * 5.0, own.seed("fray"))
+    for across, at, away, name in ((u, cx, surface.y - cy, "warp"), (v, cy, surface.x - cx, "weft")):
+        thread = np.floor(across)
+        off = (thread + 0.5) * (1.0 / _THREADS) - at  # both ends of a thread stop near the rim, each where it tore
+        rim = np.sqrt(np.maximum(size * size - off * off, 0.0))
+        cut = rim * (0.72 + 0.36 * per_index(thread * 2.0 + (away > 0.0), own.seed(f"{name} cut"))) + fray
+        core = 1.0 - smooth(0.20, 0.38, np.abs(across - thread - 0.5))
+        open_ = open_ * (1.0 - core * smooth(-0.012, 0.012, np.abs(away) - cut))
     surface.shade(shape, 0.22)
     surface.paint(open_, (0.012, 0.012, 0.014), 0.0)
     surface.height += open_ * (-0.02 - surface.height)
@@ -98,7 +102,7 @@ def _pulled(surface: Surface, fault: Fault) -> Field:
     cx = (math.floor(cx * _THREADS) + 0.5) / _THREADS  # the middle of a thread
     half = fault.size(0.10, 0.42)
     radius = 0.40 / _THREADS
-    bow = own.sign("side") * own.uniform("bow", 0.6, 1.6) / _THREADS
+    bow = own.sign("side") * min(own.uniform("bow", 0.6, 1.6) / _THREADS, 0.4 * half)
     along = clip((y - cy) * (1.0 / half), -1.0, 1.0)
     arch = (1.0 - along * along) * (1.0 - along * along)
     slit = cover(np.abs(x - cx) - 0.40 / _THREADS * arch, surface.pixel * 2.0) * smooth(0.0, 0.1, arch)
