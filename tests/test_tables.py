@@ -130,6 +130,16 @@ def test_a_joint_model_is_called_one(tmp_path):
     assert tables.table("rlr", tmp_path).count("one model for all") == 3
 
 
+def test_the_table_of_banks_holds_the_runs_whose_bank_was_changed(tmp_path):
+    add(tmp_path, "sgfr", "bottle", 0, 0.9)
+    add(tmp_path, "sgfr", "bottle", 0, 0.8, overrides={"reading": "map"})
+    add(tmp_path, "sgfr", "bottle", 0, 0.7, overrides={"atoms": "64", "k": "1"})
+    add(tmp_path, "knn", "bottle", 0, 0.6, overrides={"bank": "64"})
+    measured = tables.frame("bank", tmp_path).dropna(subset="image_auroc")
+    assert measured["settings"].tolist() == ["bank=64", "atoms=64 k=1"]
+    assert "model (MB)" in tables.table("bank", tmp_path)
+
+
 def test_csv_holds_the_same_numbers(book):
     back = pd.read_csv(io.StringIO(tables.table("hfr", book, "csv")), dtype={"image_size": str, "seeds": str})
     frame = tables.frame("hfr", book)
@@ -160,7 +170,7 @@ def test_every_format_has_the_same_cells(book, name, format):
     cells = {"html": cells_of_html, "md": cells_of_markdown, "latex": cells_of_latex}[format]
     numbers = tables.frame(name, book)
     shown = ["image_auroc"] if name == "one-class" else ["image_auroc", "pixel_auroc", "pixel_ap", "aupro"]
-    expected = render.metrics(numbers, shown)
+    expected = render.metrics(numbers, shown, ["fit_s", "predict_ms_per_image"])
     text = tables.table(name, book, format).replace(r"\%", "%")
     assert cells(text) == [list(expected.columns), *expected.to_numpy().tolist()]
 

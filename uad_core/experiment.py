@@ -104,9 +104,11 @@ def _run_one(experiment: Experiment, out: Path, cache: Path | None, progress: bo
         return finished
     _require_space(out, len(data.test), detector)
     _decode_all(data.test)
+    with Stopwatch(detector.device) as feature_time:
+        images = _features(detector, data.train, progress)
     with Stopwatch(detector.device) as fit_time:
-        detector.fit(data.train, checkpoint=out / "checkpoint.pt", progress=progress)
-    images = _cached(detector, data.test, cache, progress)
+        detector.fit(images, checkpoint=out / "checkpoint.pt", progress=progress)
+    images = data.test if cache is None else _features(detector, data.test, progress, cache)
     maps, scores = detector.predict(images, progress=progress)
     masks = data.test.masks() if data.test.has_masks else None
     result = {
@@ -114,7 +116,8 @@ def _run_one(experiment: Experiment, out: Path, cache: Path | None, progress: bo
         "metrics": metrics.evaluate(scores, data.test.labels, maps if masks is not None else None, masks),
     }
     model = methods.save(detector, out / "model")
-    result["cost"] = {"fit_s": fit_time.seconds, **measure_cost(detector, data.test, model)}
+    times = {"fit_s": feature_time.seconds + fit_time.seconds, "features_s": feature_time.seconds}
+    result["cost"] = {**times, **measure_cost(detector, data.test, model)}
     result["environment"] = environment(detector.device)
     _write_maps(out / "maps.npz", maps, masks, scores, data.test)
     _write_json(out / "result.json", result)
@@ -146,8 +149,11 @@ def _decode_all(images: ImageSet) -> None:
         images.images(range(start, min(start + 64, len(images))))
 
 
-def _cached(detector: Detector, images: ImageSet, cache: Path | None, progress: bool) -> ImageSet | Features:
-    if cache is None or not isinstance(detector, FeatureDetector):
+def _features(
+    detector: Detector, images: ImageSet, progress: bool, cache: Path | None = None
+) -> ImageSet | Features:
+    """Run the backbone over a set; a detector that has none takes the images themselves."""
+    if not isinstance(detector, FeatureDetector):
         return images
     return extract(detector.backbone, images, device=detector.device, cache=cache, progress=progress)
 
@@ -184,7 +190,7 @@ def _combine(experiment: Experiment, results: dict[str, dict[str, Any]]) -> dict
     costs = [part["cost"] for part in parts]
     # Times of fitting add up; what describes one model or one image is averaged, memory is the largest.
     cost = {key: _mean([c[key] for c in costs]) for key in costs[0]}
-    cost["fit_s"] = sum(c["fit_s"] for c in costs)
+    cost |= {key: sum(c[key] for c in costs) for key in ("fit_s", "features_s")}
     cost["peak_rss_mb"] = max(c["peak_rss_mb"] for c in costs)
     digests = "".join(part["fingerprint"]["data_sha256"] for part in parts)
     return {

@@ -28,6 +28,7 @@ METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", 
 
 COSTS = (
     "fit_s",
+    "features_s",
     "predict_ms_per_image",
     "backbone_ms_per_image",
     "peak_rss_mb",

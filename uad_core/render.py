@@ -7,7 +7,7 @@ from html import escape
 
 import pandas as pd
 
-from uad_core import papers
+from uad_core import ledger, papers
 
 __all__ = ["FORMATS", "costs", "metrics", "notes"]
 
@@ -22,6 +22,7 @@ _NAMES = {
     "pixel_f1max": "pixel F1-max",
     "aupro": "AUPRO",
     "fit_s": "fit (s)",
+    "features_s": "of it features (s)",
     "predict_ms_per_image": "ms/image",
     "backbone_ms_per_image": "backbone ms/image",
     "peak_rss_mb": "RAM (MB)",
@@ -32,26 +33,22 @@ _NAMES = {
 _NONE = "–"
 
 
-def metrics(numbers: pd.DataFrame, shown: list[str]) -> pd.DataFrame:
-    """Cells of a table of metrics: percent with one decimal, ± sd where there are several seeds."""
+def metrics(numbers: pd.DataFrame, shown: list[str], shown_costs: list[str]) -> pd.DataFrame:
+    """Cells of a table of metrics and some costs: percent with one decimal, ± sd where there are several seeds."""
     cells = numbers[["dataset", "category", "method"]].copy()
     for name in shown:
         pairs = zip(numbers[name], numbers[f"{name}_sd"], strict=True)
         cells[name] = [_percent(mean, sd) for mean, sd in pairs]
     _describe(cells, numbers)
-    for name in ("fit_s", "predict_ms_per_image"):
-        cells[name] = [_number(value) for value in numbers[name]]
+    _add_costs(cells, numbers, shown_costs)
     cells["source"] = numbers["source"]
     return _named(cells)
 
 
 def costs(numbers: pd.DataFrame) -> pd.DataFrame:
     """Cells of the table of costs, in the units of their headings."""
-    scale = {"parameters": 1e-6, "model_bytes": 1e-6}
     cells = numbers[["dataset", "category", "method"]].copy()
-    for name in _NAMES:
-        if name.endswith(("_s", "_image", "_mb", "parameters", "_bytes")):
-            cells[name] = [_number(value * scale.get(name, 1)) for value in numbers[name]]
+    _add_costs(cells, numbers, [name for name in _NAMES if name in ledger.COSTS])
     _describe(cells, numbers)
     for name in ("cpu", "threads", "gpu"):
         cells[name] = [_text(value) for value in numbers[name]]
@@ -68,6 +65,13 @@ def notes(numbers: pd.DataFrame) -> list[str]:
     if (numbers["category"].astype(str).str.startswith("mean of")).any():
         lines.append("mean of k: over the k categories that were run, not over all that the data set has.")
     return lines
+
+
+def _add_costs(cells: pd.DataFrame, numbers: pd.DataFrame, shown: list[str]) -> None:
+    """Add costs in the units of their headings."""
+    for name in shown:
+        scale = 1e-6 if name in ("parameters", "model_bytes") else 1
+        cells[name] = [_number(value * scale) for value in numbers[name]]
 
 
 def _describe(cells: pd.DataFrame, numbers: pd.DataFrame) -> None:

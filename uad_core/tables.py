@@ -21,6 +21,7 @@ __all__ = ["KINDS", "frame", "names", "table"]
 KINDS = {
     "one-class": "one class normal, all others anomalous: image AUROC of each class and the mean",
     "compare": "all methods side by side, for each data set over the categories that all of them were run on",
+    "bank": "SGFR and nearest neighbours: accuracy and cost against the number of stored patches",
     "cost": "time, memory and size of every run",
 }
 """The tables besides the one of each method."""
@@ -53,7 +54,7 @@ def table(name: str, folder: Path | None = None, format: str = "text") -> str:
     numbers = frame(name, folder)
     if format == "csv":
         return numbers.to_csv(index=False).rstrip("\n")
-    shown = render.costs(numbers) if name == "cost" else render.metrics(numbers, _shown_metrics(name))
+    shown = render.costs(numbers) if name == "cost" else render.metrics(numbers, _shown_metrics(name), _shown_costs(name))
     return render.FORMATS[format](shown, _title(name), render.notes(numbers))
 
 
@@ -100,6 +101,11 @@ def _shown_metrics(name: str) -> list[str]:
     return ["image_auroc"] if name == "one-class" else ["image_auroc", "pixel_auroc", "pixel_ap", "aupro"]
 
 
+def _shown_costs(name: str) -> list[str]:
+    more = ["features_s", "model_bytes"] if name == "bank" else []
+    return ["fit_s", *more, "predict_ms_per_image"]
+
+
 def _runs_for(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of the ledger that a table is about, methods and unchanged settings first."""
     runs = runs.sort_values(["method", "settings", *_GROUP[3:], "dataset", "category"], kind="stable")
@@ -108,6 +114,8 @@ def _runs_for(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     if name == "compare":
         # Ablations are no part of it: only a profile as it is, or a run that does not say what was changed.
         return _common(runs[runs["settings"].str.fullmatch(r"(config=.*)?")])
+    if name == "bank":
+        return runs[runs["settings"].str.contains(r"\b(?:atoms|bank)=")]
     return runs if name == "cost" else runs[runs["method"] == name]
 
 

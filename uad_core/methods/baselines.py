@@ -25,6 +25,8 @@ from uad_core.training import train
 
 __all__ = ["NearestNeighbour", "NearestNeighbourConfig", "PixelAutoencoder", "PixelAutoencoderConfig"]
 
+CHUNK = 2**24  # distances at a time: 64 MB
+
 
 @dataclass(frozen=True)
 class PixelAutoencoderConfig(TrainedConfig):
@@ -153,10 +155,16 @@ class NearestNeighbour(FeatureDetector):
     def feature_residuals(self, pyramid: list[Tensor], image: int | None = None) -> dict[str, Tensor]:
         """Return the distance map {"nearest": (N, h, w)}; patches of the training image `image` do not count."""
         height, width = pyramid[0].shape[-2:]
-        distances = torch.cdist(self.patches(pyramid).flatten(0, 1), self.memory)  # (N·h·w, m)
+        points = self.patches(pyramid).flatten(0, 1)  # (N·h·w, ΣC)
+        nearest = [self._nearest(part, image) for part in points.split(max(1, CHUNK // len(self.memory)))]
+        return {"nearest": torch.cat(nearest).view(-1, height, width)}
+
+    def _nearest(self, points: Tensor, image: int | None) -> Tensor:
+        """Return the distance (n,) of points (n, ΣC) to the nearest stored patch that is not of the image `image`."""
+        distances = torch.cdist(points, self.memory)  # (n, m)
         if image is not None:
-            distances = distances.masked_fill(self.owner == image, float("inf"))
-        return {"nearest": distances.amin(1).view(-1, height, width)}
+            distances.masked_fill_(self.owner == image, float("inf"))
+        return distances.amin(1)
 
     @torch.no_grad()
     def calibrate(self, images: Features) -> None:

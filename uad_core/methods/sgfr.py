@@ -71,8 +71,8 @@ class SGFR(FeatureDetector):
     name = "sgfr"
     config_class = SGFRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(atoms=64, images=8, candidates=2000),
-        "cpu": dict(k=2),  # on bottle as good as three, and a third cheaper
+        "smoke": dict(atoms=128, images=20, candidates=5000),
+        "cpu": dict(),
         "colab": dict(backbone="wide_resnet50_2", atoms=2048, k=5, candidates=50_000),
         "paper": dict(backbone="wide_resnet50_2", strides=(4, 8, 16), atoms=2048, k=5, candidates=50_000),
     }
