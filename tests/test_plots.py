@@ -195,6 +195,7 @@ def test_line_with_band_draws_the_mean():
 def test_residuals_are_named_by_their_symbol():
     ax = plots.rate_curve({"phi_1 (.943)": ([0, 1], [0, 1]), "raw_sum": ([0, 1], [0, 1])}).axes[0]
     assert [line.get_label() for line in ax.lines] == [r"$\phi_{1}$ (.943)", "raw_sum", "chance"]
+    assert plots.base.symbol("s_2, three combined") == "$s_{2}$, three combined"
 
 
 def test_precision_is_drawn_as_steps():

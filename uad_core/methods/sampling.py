@@ -57,7 +57,7 @@ class _Paths:
         self.strength = [points.new_zeros(len(points)) for _ in range(k)]
 
     def extend(self, atoms: Tensor, new: int) -> None:
-        """Take the last `new` rows of the bank `atoms` (m, d) into all paths."""
+        """Take the last `new` rows of the bank `atoms` (m, d) into all paths: equation (sgfr-sampling), kept up."""
         changed = torch.zeros(len(self.noise), dtype=torch.bool, device=atoms.device)
         for t in range(len(self.basis)):
             strength, j = _strongest_of(self.residual[t], atoms[-new:])

@@ -67,7 +67,8 @@ def matching_pursuit(points: Tensor, atoms: Tensor, k: int, excluded: Tensor | N
 def _pursue(y: Tensor, atoms: Tensor, k: int, excluded: Tensor | None) -> Expression:
     """Take the atom most correlated with the residual, then project the residual off it; k times.
 
-    The atoms taken are kept as an orthonormal basis Q with A = QR, one column more per step, so that a step costs one
+    Equations (sgfr-greedy) and (sgfr-project).
+    The atoms taken, B, are kept as an orthonormal basis Q with B = QR, one column more per step, so that a step costs one
     product with the bank and never a linear system; the weights solve R c = Qᵀy at the end.
     """
     residual, basis, index, projections = y, [], [], []
@@ -214,6 +215,7 @@ def _shrink_iterate(gram: Tensor, correlation: Tensor, l1: Tensor, l2: Tensor, c
 
 
 def _shrink(x: Tensor, by: Tensor) -> Tensor:
+    """Equation (sgfr-shrink), but for its denominator, which is part of the step."""
     return x.sign() * (x.abs() - by).clamp_min(0)
 
 

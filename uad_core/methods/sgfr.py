@@ -15,6 +15,7 @@ and fusion are not in what we could read of it: they are our reconstruction, and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,6 +64,11 @@ class SGFRConfig(Config):
         "solver": ("omp", "elastic_net"),
         "fusion": ("product", "sum"),
     }
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **Config.RANGES,
+        **dict.fromkeys(("strides", "reference", "atoms", "images", "candidates", "k", "gamma"), (1, math.inf)),
+        "l1_ratio": (1e-3, 1),
+    }
 
 
 class SGFR(FeatureDetector):
@@ -84,9 +90,6 @@ class SGFR(FeatureDetector):
         if config.reference not in config.strides:
             levels = ", ".join(map(str, config.strides))
             raise UserError(f"reference={config.reference} is not a level: choose among the strides {levels}")
-        for name in ("k", "atoms", "images", "candidates"):
-            if getattr(config, name) < 1:
-                raise UserError(f"{name}={getattr(config, name)} leaves nothing to combine: set {name} to at least 1")
         self.reference = config.strides.index(config.reference)
         for level in range(len(backbone.channels)):
             self.register_buffer(f"bank_{level}", torch.zeros(0))  # (G, m, d)
@@ -135,7 +138,7 @@ class SGFR(FeatureDetector):
         return expressions
 
     def feature_residuals(self, pyramid: list[Tensor], images: Tensor | None = None) -> dict[str, Tensor]:
-        """Return s_l / mu_l per level, finest first: equation (sgfr-residual) [form is a reconstruction].
+        """Return s_l per level, finest first: equation (sgfr-residual) [form is a reconstruction].
 
         pyramid: [(N, C_l, h_l, w_l)] -> {"s_l": (N, h_l, w_l)}; 1 is as badly rebuilt as a normal feature is on
         average. images: as for `express`.
@@ -209,7 +212,7 @@ class SGFR(FeatureDetector):
         return random_sample(points, m, torch.Generator().manual_seed(self.seed))
 
     def _mean_residuals(self, features: Features, images: int = 64) -> Tensor:
-        """Measure mu_l (L,): the mean residual of normal data points that do not serve themselves, over some images."""
+        """Measure mu_l (L,) of equation (sgfr-residual): the mean over some images, whose own atoms do not serve them."""
         index = torch.linspace(0, len(features) - 1, min(images, len(features))).round().long()
         self.scale = torch.ones_like(self.scale)
         sums = torch.zeros_like(self.scale)
