@@ -29,8 +29,8 @@ KEYS = {
     "fingerprint": dict, "environment": dict,
 }  # fmt: skip
 COST = {
-    "fit_s": float, "features_s": float, "predict_ms_per_image": float, "backbone_ms_per_image": float, "peak_rss_mb": float,
-    "peak_gpu_mb": type(None), "parameters": int, "model_bytes": int,
+    "fit_s": float, "features_s": float, "predict_ms_per_image": float, "backbone_ms_per_image": float,
+    "peak_rss_mb": float, "peak_gpu_mb": type(None), "parameters": int, "model_bytes": int,
 }  # fmt: skip
 SETTINGS = {"epochs": "2", "widths": "16,16,8,8"}
 

@@ -54,8 +54,11 @@ def table(name: str, folder: Path | None = None, format: str = "text") -> str:
     numbers = frame(name, folder)
     if format == "csv":
         return numbers.to_csv(index=False).rstrip("\n")
-    shown = render.costs(numbers) if name == "cost" else render.metrics(numbers, _shown_metrics(name), _shown_costs(name))
-    return render.FORMATS[format](shown, _title(name), render.notes(numbers))
+    if name == "cost":
+        cells = render.costs(numbers)
+    else:
+        cells = render.metrics(numbers, _shown_metrics(name), _shown_costs(name))
+    return render.FORMATS[format](cells, _title(name), render.notes(numbers))
 
 
 def frame(name: str, folder: Path | None = None) -> pd.DataFrame:

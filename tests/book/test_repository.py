@@ -71,10 +71,9 @@ def test_an_installed_package_carries_every_module_and_the_ledger(repository, tm
     found = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.py")}
     assert found == {path.relative_to(repository) for path in (repository / "uad_core").rglob("*.py")}
     command = "from uad_core import tables; print(tables.table('hfr', format='csv'))"
-    shown = subprocess.run(
-        [sys.executable, "-c", command], cwd=tmp_path / "w", env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True, text=True, check=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    run = [sys.executable, "-c", command]
+    shown = subprocess.run(run, cwd=tmp_path / "w", env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == tables.table("hfr", repository / "results", "csv")
 
 
