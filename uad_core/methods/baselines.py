@@ -25,7 +25,7 @@ from uad_core.training import train
 
 __all__ = ["NearestNeighbour", "NearestNeighbourConfig", "PixelAutoencoder", "PixelAutoencoderConfig"]
 
-CHUNK = 2**24  # distances at a time: 64 MB
+CHUNK = 2**26  # distances at a time: 256 MB
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,17 @@ class NearestNeighbour(FeatureDetector):
         """Return the distance map {"nearest": (N, h, w)}; patches of the training image `image` do not count."""
         height, width = pyramid[0].shape[-2:]
         points = self.patches(pyramid).flatten(0, 1)  # (N·h·w, ΣC)
-        nearest = [self._nearest(part, image) for part in points.split(max(1, CHUNK // len(self.memory)))]
+        squares = self.memory.square().sum(1)  # (m,)
+        nearest = [self._nearest(part, squares, image) for part in points.split(max(1, CHUNK // len(squares)))]
         return {"nearest": torch.cat(nearest).view(-1, height, width)}
 
-    def _nearest(self, points: Tensor, image: int | None) -> Tensor:
+    def _nearest(self, points: Tensor, squares: Tensor, image: int | None) -> Tensor:
         """Return the distance (n,) of points (n, ΣC) to the nearest stored patch that is not of the image `image`."""
-        distances = torch.cdist(points, self.memory)  # (n, m)
+        # ‖x - m‖² = ‖x‖² + (‖m‖² - 2<x, m>): one product with the bank, and no copy of it, as `torch.cdist` would make.
+        rest = torch.addmm(squares, points, self.memory.T, alpha=-2)  # (n, m)
         if image is not None:
-            distances.masked_fill_(self.owner == image, float("inf"))
-        return distances.amin(1)
+            rest.masked_fill_(self.owner == image, float("inf"))
+        return (rest.amin(1) + points.square().sum(1)).clamp_min(0).sqrt()
 
     @torch.no_grad()
     def calibrate(self, images: Features) -> None:
