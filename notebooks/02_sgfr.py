@@ -150,7 +150,7 @@ print("all of length 1:", torch.allclose(points.norm(dim=2), torch.ones(()).to(p
 # ```{literalinclude} ../uad_core/methods/sgfr.py
 # :pyobject: to_points
 # :lineno-match:
-# :caption: Equation (sgfr-readings) in {py:func}`uad_core.methods.sgfr.to_points`
+# :caption: Equation (sgfr-readings) in `uad_core.methods.sgfr`
 # ```
 #
 # ### Why a point is a combination of a few others
@@ -401,8 +401,8 @@ curve = pd.DataFrame(curve, columns=["k", "normal", "defective", "AUROC"])
 sheet = plots.figure(2.9)
 left, right = sheet.subplots(1, 2)
 for kind, mark in (("normal", "o-"), ("defective", "s--")):
-    left.plot(curve["k"], curve[kind].clip(lower=1e-15), mark, markersize=4, label=kind)
-left.set(xlabel="atoms in a combination, k", ylabel="mean squared residual", yscale="log", xscale="log", ylim=(3e-16, 1))
+    left.plot(curve["k"], curve[kind].clip(lower=1e-11), mark, markersize=4, label=kind)
+left.set(xlabel="atoms in a combination, k", ylabel="mean squared residual", yscale="log", xscale="log", ylim=(1e-11, 1))
 left.legend(loc="lower left")
 right.plot(curve["k"], 100 * curve["AUROC"], "o-", markersize=4, color="#009E73")
 right.axhline(50, color=plots.COLOURS["quiet"], linewidth=1)

@@ -85,8 +85,9 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
         return _cost(runs)
     one_model = (runs["n_categories"] == 1) | runs["joint"]
     # The time to fit several models is that of none of them; their mean is.
-    single = runs.assign(fit_s=runs["fit_s"].where(one_model))
-    per_model = runs.assign(fit_s=runs["fit_s"] / runs["n_categories"].where(~one_model, 1))
+    times = ["fit_s", "features_s"]
+    single = runs.assign(**runs[times].where(one_model))
+    per_model = runs.assign(**runs[times].div(runs["n_categories"].where(~one_model, 1), axis=0))
     measured = _over_seeds(pd.concat([single, *_means(per_model)], ignore_index=True))
     if name == "compare":
         measured = measured[measured["category"].isin(_scopes(runs))]
