@@ -131,13 +131,13 @@ plots.residual_panel(
 # $$
 # y = \frac{v}{\lVert v\rVert_2}, \qquad
 # v = \begin{cases}
-# f^{\,l}(p) \in \mathbb R^{c_l} & \text{reading } \textit{patch}\text{: the feature at one location } p,\\
-# \operatorname{vec} f^{\,l} \in \mathbb R^{c_l h_l w_l} & \text{reading } \textit{map}\text{: the whole map, as one long vector,}\\
-# f^{\,l}(p) \in \mathbb R^{c_l} & \text{reading } \textit{position}\text{: the feature at } p\text{, rebuilt from features at the same } p.
+# f^{\,l}(p) \in \mathbb R^{c_l} & \textit{patch}\text{: one location } p,\\
+# \operatorname{vec} f^{\,l} \in \mathbb R^{c_l h_l w_l} & \textit{map}\text{: the whole map, one long vector,}\\
+# f^{\,l}(p) \in \mathbb R^{c_l} & \textit{position}\text{: one location, with a bank of its own.}
 # \end{cases}
 # $$ (sgfr-readings)
 #
-# We take *patch* unless something else is said; the results below say what speaks for it. Scaling to length 1 cancels a common factor of all channels, such as much of a change of contrast, and it makes residuals comparable: the residual of a unit vector
+# Under *position* the bank at $p$ holds the features that normal images have at the same $p$. We take *patch* unless something else is said; the results below say what speaks for it. Scaling to length 1 cancels a common factor of all channels, such as much of a change of contrast, and it makes residuals comparable: the residual of a unit vector
 # lies between 0 and 1. At the finer level each feature is first averaged with its eight neighbours ◇ ({py:meth}`~uad_core.methods.sgfr.SGFR.levels`).
 
 # %% tags=["nbval-check-output"]
@@ -177,7 +177,7 @@ print("all of length 1:", torch.allclose(points.norm(dim=2), torch.ones(()).to(p
 # for $j \ne i$. If $c$ had a nonzero weight on an atom of some $S_j$, $j \ne i$, we could set all weights on $S_j$ to zero, still have $y = M^\top c$, and have fewer nonzero entries. So a sparsest $c$ has none.
 # ```
 #
-# The first half says that few atoms suffice. The second says why *sparse* is the right thing to ask for: the sparsest combination explains a feature by features of its own kind. Points that are expressed by each other are called *self-expressive*; that SGFR rebuilds features from the bank by such a model is the paper's. Independence asks much: $d_1 + \dots + d_P \le d$. It is the half of the theorem that real features need not obey; the first half holds in any case.
+# The first half says that few atoms suffice. The second says why *sparse* is the right thing to ask for: the sparsest combination explains a feature by features of its own kind. Points that are expressed by each other are called *self-expressive*; that SGFR rebuilds features from the bank by such a model is the paper's. Independence asks much: $d_1 + \dots + d_P \le d$. Real features need not be so kind; the first half of the theorem holds in any case.
 #
 # The paper illustrates it with points on one plane in space. Here is that picture, computed.
 
