@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,12 +56,18 @@ def test_notebooks_are_run_in_a_copy_and_the_book_is_built_from_it(tree, command
         str(source / "notebooks/01_a.ipynb"), str(source / "notebooks/02_b.ipynb"), str(source),
     ]  # fmt: skip
     assert all("--execute" in command for command, _ in commands[:2])
-    assert commands[2][0][:3] == ["-m", "jupyter_book", "build"] and commands[0][1] == {}
+    assert commands[2][0][:3] == [*bookbuild.BUILD] and commands[0][1] == {}
     assert {path: path.read_text() for path in tree.rglob("*") if path.is_file()} == before
     assert not (source / "secret.txt").exists() and (source / "notebooks/01_a.py").exists()
     (source / "stale").touch()
     bookbuild.build(None, None, None, None, tmp_path / "out")
     assert not (source / "stale").exists()
+
+
+def test_the_command_that_builds_is_one_that_this_interpreter_can_run() -> None:
+    pytest.importorskip("jupyter_book", reason="the tool chain of the book is not installed: pip install .[book]")
+    told = subprocess.run([sys.executable, *bookbuild.BUILD, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage" in told.stdout and "build" in told.stdout
 
 
 def test_the_notebooks_see_the_chosen_data(tree, commands, tmp_path, monkeypatch) -> None:

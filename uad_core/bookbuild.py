@@ -18,6 +18,8 @@ from uad_core.methods import PROFILES
 __all__ = ["build"]
 
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "uad_core", "results", "README.md", "CITATION.cff")
+# Jupyter Book is no module that `python -m` runs, and its script need not be on the path.
+BUILD = ("-c", "from jupyter_book.cli.main import main; main()", "build")
 
 
 def build(dataset: str | None, root: Path | None, category: str | None, profile: str | None, out: Path) -> Path:
@@ -38,7 +40,7 @@ def build(dataset: str | None, root: Path | None, category: str | None, profile:
         command = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
         options = ["--ExecutePreprocessor.record_timing=False"]
         _python([*command, *options, str(notebook)], environment, f"{notebook.name} failed")
-    _python(["-m", "jupyter_book", "build", str(source)], environment, "the book could not be built")
+    _python([*BUILD, str(source)], environment, "the book could not be built")
     return source / "_build" / "html" / "index.html"
 
 
