@@ -864,8 +864,8 @@ print(f"a bank of {smallest} patches takes {full['bank (MB)'] / sweep['bank (MB)
 
 # %% [markdown]
 # In {numref}`fig-sgfr-bank` read the left end first. With the smallest bank the samplers that look for what is missing are ahead, and three combined atoms are ahead of one: that is the paper's claim, on a real product. From the second size on the nearest atom of a random bank is as good, and it needs one pass over the bank where a combination needs three. A bottle that always stands alike repeats itself so
-# much that few of its features are out of a bank of this size. Nor are the differences large: each row is *one* run, and three seeds with the profile's own bank spread by what the ledger above calls *± sd*, as much as most of these rows differ. **We do not find that a bank that follows subspaces beats a greedy coreset**, here as little as in the toy of {numref}`fig-sgfr-toy`; on linen, above, both beat a random one
-# clearly. What does hold everywhere: a bank of a thousandth of all patches does nearly everything that one of a tenth does.
+# much that few of its features are out of a bank of this size. Nor are the differences large: each row is *one* run, and three seeds with the profile's own bank spread by what the ledger above calls *± sd*, as much as most of these rows differ. **We do not find that a bank that follows subspaces beats a greedy coreset**, here as little as in the toy of {numref}`fig-sgfr-toy`; on linen, above, the subspace bank is far ahead of a random one.
+# What does hold everywhere: a bank of a thousandth of all patches does nearly everything that one of a tenth does.
 #
 # That the nearest neighbour among *all* patches stays behind is not a matter of size. It measures plain distances between joined, unscaled features, where the loudest channels rule; the rows *nearest atom* ask the same question of unit vectors, level by level. The length of a feature says little about defects, its direction much.
 
