@@ -223,11 +223,12 @@ scene
 # \lVert y - c\,m_j\rVert_2^2 = 1 - 2c\langle y, m_j\rangle + c^2 = 1 - \langle y, m_j\rangle^2 + (c - \langle y, m_j\rangle)^2 ,
 # $$ (sgfr-one-atom)
 #
-# and what remains is $1 - \langle y, m_j\rangle^2$, the squared sine of the angle to the atom's line. The squared distance to the atom itself is $\lVert y - m_j\rVert_2^2 = 2 - 2\langle y, m_j\rangle$. Both fall as $\langle y, m_j\rangle$ grows from 0 to 1. So where inner products are positive, both name the same nearest atom and put all features into the same order:
-# **the nearest neighbour is SGFR with one atom per feature.** The features of one product share a large mean, so theirs are.
+# and what remains is $1 - \langle y, m_j\rangle^2$, the squared sine of the angle to the atom's line. The squared distance to the atom itself is $\lVert y - m_j\rVert_2^2 = 2 - 2\langle y, m_j\rangle$. Both fall as $\langle y, m_j\rangle$ grows from 0 to 1. So as long as every feature has some atom at less than a right angle and none more nearly opposite, both name the same nearest atom and put all features into the same order:
+# **the nearest neighbour is SGFR with one atom per feature.** For features of one product, which share a large mean, that is so.
 
 # %% tags=["nbval-check-output"]
-print("smallest inner product of two patches is positive:", bool((points[0] @ points[0].T).min() > 0))
+products = points[0, : points.shape[1] // 2] @ points[0, points.shape[1] // 2 :].T  # of one image with the other
+print("the nearest is never opposite:", bool((products.amax(1) > -products.amin(1)).all() and products.amax(1).min() > 0))
 
 # %% [markdown]
 # How many atoms does the nearest neighbour need? Let normal features fill the unit circle of a plane. One atom leaves a residual of length at most $\sin\varepsilon$ on points up to an angle $\varepsilon$ away from its line: on an arc of length $2\varepsilon$ around the atom, and on the opposite one. Up to the sign, half a circle of length $\pi$ is to be covered, which takes
