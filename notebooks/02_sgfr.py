@@ -816,7 +816,7 @@ for _, row in mtd[mtd["source"] == "measured"].iterrows():
 # ### The size of the bank
 #
 # The paper compares ways of sampling by accuracy and by inference time. Here is that comparison on the category bottle of MVTec AD, for banks from a tenth of a percent to ten percent of all normal patches, together with the nearest atom of the same random bank, and with a nearest-neighbour search among *all* patches (PatchCore's principle, without its sampling). The samplers choose among 20,000
-# patches drawn at random, 40,000 for the largest bank, for which only the random choice was run. Each row is one run such as
+# patches drawn at random, 40,000 for the largest bank. Each row is one run such as
 #
 # ```bash
 # uad run sgfr --dataset mvtec_ad --category bottle --set atoms=214 --set sampler=coreset --out runs/coreset-214
