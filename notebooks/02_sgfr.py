@@ -864,6 +864,8 @@ print(f"best AUPRO at {smallest} patches: {per_size.loc[smallest].idxmax()} ({pe
 print(f"a bank of {smallest} patches takes {full['bank (MB)'] / sweep['bank (MB)'].min():.0f} times less memory than all of them")
 
 # %% [markdown]
+# Times are of single runs on a shared machine. Two samplers that store equally many patches ask for the same work per image, so where their times differ, the difference is noise; the trend along the axis is not.
+#
 # In {numref}`fig-sgfr-bank` read the left end first. With the smallest bank the samplers that look for what is missing are ahead, and three combined atoms are ahead of one: that is the paper's claim, on a real product. From the second size on the nearest atom of a random bank is as good, and it needs one pass over the bank where a combination needs three. A bottle that always stands alike repeats itself so
 # much that few of its features are out of a bank of this size. Nor are the differences large: each row is *one* run, and three seeds with the profile's own bank spread by what the ledger above calls *± sd*, as much as most of these rows differ. **We do not find that a bank that follows subspaces beats a greedy coreset**, here as little as in the toy of {numref}`fig-sgfr-toy`; on linen, above, the subspace bank is far ahead of a random one.
 # What does hold everywhere: a bank of a thousandth of all patches does nearly everything that one of a tenth does.
