@@ -33,9 +33,12 @@ def feature_distance(f: Tensor, g: Tensor, lambda_d: float = 0.1, lambda_c: floa
     return residual
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (N, h, w) to (N, H, W), bilinearly."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Resize maps (N, h, w) to (N, H, W), bilinearly.
+
+    align_corners: whether the centres of the corner pixels meet, as in RLR's code, or the corners themselves.
+    """
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
 
 
 def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:

@@ -26,6 +26,7 @@ __all__ = ["METHODS", "PROFILES", "create", "load", "method_class", "save"]
 METHODS = {
     "hfr": "uad_core.methods.hfr:HFR",
     "sgfr": "uad_core.methods.sgfr:SGFR",
+    "rlr": "uad_core.methods.rlr:RLR",
     "pixel_ae": "uad_core.methods.baselines:PixelAutoencoder",
     "knn": "uad_core.methods.baselines:NearestNeighbour",
 }
