@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features
+from uad_core.features import Features, channel_scale
 from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
 from uad_core.training import train
 
@@ -203,34 +203,11 @@ class HFR(FeatureDetector):
         return scoring.fuse(list(residuals.values()), self.map_size, self.config.sigma, self.config.fusion)
 
     def _measure_channels(self, features: Features) -> None:
-        """Mean and deviation of each channel over all normal images and positions.
-
-        A channel that hardly varies on normal images must not be blown up by its own rounding noise: its deviation
-        is raised to a fraction of the median one, taken over the level's channels that do vary.
-        """
+        """Mean and deviation of each channel over all normal images and positions."""
         for k, level in enumerate(features.levels):
-            std, mean = _channel_moments(level)
-            varying = std[std > 1e-3 * std.max()]
-            floor = self.config.floor * varying.median() if len(varying) else torch.ones(())
+            mean, std = channel_scale(level, self.config.floor)
             self.get_buffer(f"mean_{k}").copy_(mean.view(1, -1, 1, 1))
-            self.get_buffer(f"std_{k}").copy_(std.clamp_min(max(floor.item(), 1e-6)).view(1, -1, 1, 1))
-
-
-def _channel_moments(level: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-    """Deviation and mean (C,) of maps (N, C, h, w), in chunks and in double precision: half would overflow.
-
-    Values count from the first one, so that the deviation of a constant channel is exactly 0.
-    """
-    origin = level[:1, :, :1, :1].double()  # (1, C, 1, 1)
-    total = torch.zeros(level.shape[1], dtype=torch.float64)
-    square = torch.zeros_like(total)
-    for part in level.split(chunk):
-        part = part.double() - origin
-        total += part.sum((0, 2, 3))
-        square += part.square().sum((0, 2, 3))
-    n = level.numel() / level.shape[1]
-    mean = total / n
-    return (square / n - mean.square()).clamp_min(0).sqrt(), mean + origin.flatten()
+            self.get_buffer(f"std_{k}").copy_(std.view(1, -1, 1, 1))
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:

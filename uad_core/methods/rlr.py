@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features
+from uad_core.features import Features, channel_scale
 from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
 from uad_core.methods.windows import local_attention, window_mask, window_size
 from uad_core.training import train
@@ -41,6 +41,8 @@ class RLRConfig(TrainedConfig):
 
     strides: tuple[int, ...] = fact((8, 16), f"two levels, timm's indices 2 and 3; {README}")
     pool: bool = fact(True, f"average every feature over 3 x 3 neighbours, zeros beyond the border counted; {CODE}")
+    standardise: bool = reconstruction(False, "bring every channel to mean 0 and deviation 1 over the training images")
+    floor: float = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
     width: int = fact(32, f"d = 32 · stride tokens' width: 256 at stride 8, 512 at stride 16; {CODE}")
     layers: int = fact(4, f"layers M of each level's network; {README}")
     heads: int = fact(8, f"attention heads H; {CODE}")
@@ -255,28 +257,35 @@ class RLR(FeatureDetector):
     joint = True
     config_class = RLRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(image_size=128, width=8, layers=2, epochs=30, batch_size=16, lr=2e-3, decay="onecycle"),
-        "cpu": dict(width=16, layers=2, epochs=20, batch_size=8, lr=1e-3, decay="onecycle"),
+        "smoke": dict(
+            image_size=128, standardise=True, width=8, layers=2, heads=2, epochs=10, lr=3e-3, decay="onecycle"
+        ),
+        "cpu": dict(standardise=True, width=8, layers=2, heads=2, epochs=12, lr=3e-3, decay="onecycle"),
         "colab": dict(backbone="tf_efficientnet_b6", epochs=60, batch_size=16, lr=4e-4, decay="onecycle"),
         "paper": dict(backbone="tf_efficientnet_b6"),
     }
     one_class: ClassVar[dict[str, Any]] = dict(
-        image_size=64, sigma=0.0, map_stride=4, width=8, layers=2, epochs=4, batch_size=64, lr=2e-3, decay="onecycle"
-    )
+        image_size=64, sigma=0.0, map_stride=4, standardise=True, width=8, layers=2, heads=2, epochs=4, batch_size=64,
+        lr=3e-3, decay="onecycle",
+    )  # fmt: skip
 
     def __init__(self, config: RLRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)
         _check(config, backbone)
+        for k, c in enumerate(backbone.channels):
+            self.register_buffer(f"mean_{k}", torch.zeros(1, c, 1, 1))
+            self.register_buffer(f"std_{k}", torch.ones(1, c, 1, 1))
         self.nets = nn.ModuleList(
             LevelNetwork(config, channels, config.width * stride, grid)
             for channels, stride, grid in zip(backbone.channels, backbone.strides, _grids(backbone, image_size))
         )
 
-    def tokens(self, f: Tensor) -> Tensor:
+    def tokens(self, level: int, f: Tensor) -> Tensor:
         """Average a feature map over 3 x 3 neighbours and read it row by row: (N, C, h, w) -> X (N, L, C).
 
-        Source: RLR chapter, equation (rlr-tokens) [fact].
+        Source: RLR chapter, equation (rlr-tokens) [fact; that channels are standardised first is a reconstruction].
         """
+        f = (f - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"std_{level}")
         if self.config.pool:
             f = F.avg_pool2d(f, 3, stride=1, padding=1)  # zeros beyond the border are counted
         return f.flatten(2).transpose(1, 2)
@@ -284,8 +293,8 @@ class RLR(FeatureDetector):
     @torch.no_grad()
     def reconstruct(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return for each level the target X and its reconstruction, both as maps (N, C, h, w)."""
-        pairs = [(x := self.tokens(f), net(x)) for net, f in zip(self.nets, pyramid)]
-        return [(_maps(x, net.grid), _maps(x_hat, net.grid)) for net, (x, x_hat) in zip(self.nets, pairs)]
+        targets = [self.tokens(k, f) for k, f in enumerate(pyramid)]
+        return [(_maps(x, net.grid), _maps(net(x), net.grid)) for net, x in zip(self.nets, targets)]
 
     def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return s_1, s_2 ..., finest first: equation (rlr-score) [fact]."""
@@ -294,7 +303,7 @@ class RLR(FeatureDetector):
 
     def loss(self, level: int, f: Tensor) -> Tensor:
         """Compare the reconstruction from noisy features with the clean ones: equation (rlr-loss) [fact]."""
-        net, x = self.nets[level], self.tokens(f)  # (N, L, C)
+        net, x = self.nets[level], self.tokens(level, f)  # (N, L, C)
         x_hat = net(feature_jitter(x, self.config.jitter, self.config.jitter_prob))
         value = scoring.feature_distance(_maps(x_hat, net.grid), _maps(x, net.grid), 1.0, 1.0).mean()
         return value + net.reference_overlap() if self.config.ref_loss else value
@@ -304,6 +313,8 @@ class RLR(FeatureDetector):
 
         The history is the sum of the levels' losses.
         """
+        if self.config.standardise:
+            self._measure_channels(features)
         histories = []
         for k, net in enumerate(self.nets):
             only = Features(features.levels[k : k + 1], features.key)
@@ -314,6 +325,12 @@ class RLR(FeatureDetector):
                       key=f"{self.run_key(features)}-{k}", **options)
             )  # fmt: skip
         self.history = [sum(losses) for losses in zip(*histories)]
+
+    def _measure_channels(self, features: Features) -> None:
+        for k, level in enumerate(features.levels):
+            mean, std = channel_scale(level, self.config.floor)
+            self.get_buffer(f"mean_{k}").copy_(mean.view(1, -1, 1, 1))
+            self.get_buffer(f"std_{k}").copy_(std.view(1, -1, 1, 1))
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Bring the maps of all levels to the image's size and average them, unsmoothed: equation (rlr-map) [fact]."""
