@@ -19,8 +19,9 @@ from tiny import LITE0, inside, shared_networks, uad, write_category, write_clas
 
 from uad_core import cost, datasets, methods, metrics, training
 from uad_core import experiment as module
+from uad_core.datasets.selection import select as select_members
 from uad_core.errors import UserError
-from uad_core.experiment import Experiment, run, select_categories
+from uad_core.experiment import Experiment, run
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
 KEYS = {
@@ -284,7 +285,7 @@ def test_what_was_finished_before_an_interruption_is_not_repeated(data, tmp_path
 
 def test_categories_are_named_once_and_known(data) -> None:
     def select(category: str) -> list[str]:
-        return select_categories(experiment(data, category))
+        return [member.name for member in select_members(str(data), category)]
 
     assert (
         select("all") == ["alpha", "beta"] and select("beta, alpha") == ["beta", "alpha"] and select("beta") == ["beta"]

@@ -121,13 +121,14 @@ def test_text_shows_percent_and_tells_what_was_run(book):
         "mvtec_ad", "bottle", "hfr", "98.0 ± 1.0", "97.0 ± 1.0", "49.0 ± 0.5", "88.0 ± 1.0", "0, 1, 2",
         "tf_efficientnet_lite2", "cpu", "256", "–", "101", "40", "measured",
     ]  # fmt: skip
-    assert papers.NOT_PUBLISHED in text and "one model for all" not in text
+    assert papers.NOT_PUBLISHED in text and "one model" not in text
 
 
 def test_a_joint_model_is_called_one(tmp_path):
     parts = {"a": {"image_auroc": 0.9}, "b": {"image_auroc": 0.8}}
     add(tmp_path, "rlr", "a,b", 0, 0.85, per_category=parts, joint=True)
-    assert tables.table("rlr", tmp_path).count("one model for all") == 3
+    text = tables.table("rlr", tmp_path)
+    assert text.count("one model for 2") == 4 and text.endswith("\none model for 2: a, b.")
 
 
 def test_the_table_of_banks_holds_the_runs_whose_bank_was_changed(tmp_path):
