@@ -52,8 +52,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def experiment(dataset: Path, category: str = "alpha", **changes) -> Experiment:
-    facts = dict(profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=SETTINGS)
-    return Experiment("hfr", str(dataset), category, **{**facts, **changes})
+    facts = dict(method="hfr", profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=SETTINGS)
+    return Experiment(dataset=str(dataset), category=category, **{**facts, **changes})
 
 
 def quiet(one: Experiment, out: Path) -> dict:
@@ -403,8 +403,8 @@ def test_categories_of_several_data_sets_keep_their_names(data, tmp_path, joint:
         assert (tmp_path / "out" / name / "model").is_dir() != joint
     ledger.collect(tmp_path / "out", tmp_path / "ledger")
     rows = ledger.read(tmp_path / "ledger")
-    assert (rows["dataset"] + "/" + rows["category"]).tolist() == names
-    assert rows["image_auroc"].tolist() == [result["per_category"][name]["image_auroc"] for name in names]
+    found = dict(zip(rows["dataset"] + "/" + rows["category"], rows["image_auroc"], strict=True))
+    assert found == {name: result["per_category"][name]["image_auroc"] for name in names}
 
 
 def test_one_category_of_several_data_sets_is_a_run_of_its_own(data, done, tmp_path) -> None:

@@ -39,7 +39,8 @@ COSTS = (
 
 _PLAIN = ("method", "dataset", "category", "profile", "seed", "backbone", "n_train", "n_test")
 _MACHINE = ("cpu", "gpu", "threads", "torch")
-_COLUMNS = ["file", *_PLAIN, "image_size", "settings", "joint", "members", "protocol", "n_categories", *METRICS, *COSTS, *_MACHINE]
+_SETTING = ("image_size", "settings", "joint", "members", "protocol", "n_categories")
+_COLUMNS = ["file", *_PLAIN, *_SETTING, *METRICS, *COSTS, *_MACHINE]
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "method": str,
@@ -79,8 +80,9 @@ def file_name(result: Mapping[str, Any]) -> str:
     """METHOD-DATASET-CATEGORY-PROFILE-BACKBONE-SIZE-sSEED[-joint][-SETTINGS].json, the same for the same run.
 
     DATASET names several with commas between them; since "all" of several data sets are those that were there,
-    CATEGORY then ends in a hash of their names. "joint" marks one model for several categories. SETTINGS is a hash of `overrides`, the settings that the user changed from their profile; a run that changed none
-    has none. A result without `overrides` is told apart by the hash of its whole `config`.
+    CATEGORY then ends in a hash of their names. "joint" marks one model for several categories. SETTINGS is a hash of
+    `overrides`, the settings that the user changed from their profile; a run that changed none has none. A result
+    without `overrides` is told apart by the hash of its whole `config`.
     """
     words = [result[key] or "none" for key in ("method", "dataset", "category", "profile", "backbone")]
     words = [_word(word) for word in words]
