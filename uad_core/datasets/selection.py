@@ -29,6 +29,7 @@ class Member:
 
     @property
     def qualified(self) -> str:
+        """DATASET/CATEGORY."""
         return f"{self.dataset}/{self.category}"
 
 
