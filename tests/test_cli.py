@@ -56,7 +56,7 @@ def test_every_command_has_help() -> None:
     for command in ([], ["list"], ["data"], ["run"], ["predict"], ["table"], ["book"]):
         ran = uad(*command, "--help")
         assert ran.status == 0 and ran.err == "" and " ".join(["uad", *command, "[OPTIONS]"]) in ran.out
-    assert all(option in uad("run", "--help").out for option in ("--set", "--json", "--seed", "--root", "--device"))
+    assert all(option in uad("run", "--help").out for option in ("--set", "--json", "--seed", "--joint", "--no-joint"))
 
 
 def test_a_run_prints_its_metrics_in_percent(things, tmp_path) -> None:
@@ -81,6 +81,19 @@ def test_several_categories_are_printed_with_their_mean(tmp_path) -> None:
     assert [row[0] for row in rows[1:4]] == ["dark", "fine", "mean"] and rows[3][-4:] == ["-"] * 4
     values = [float(row[1]) for row in rows[1:4]]
     assert values[2] == pytest.approx((values[0] + values[1]) / 2, abs=0.011)
+
+
+def test_one_model_for_several_categories_is_fitted_printed_and_used(things, tmp_path) -> None:
+    write_category(things / "beta", seed=1)
+    out = tmp_path / "out"
+    ran = uad(*run(things, out, "--joint", category="alpha,beta"))
+    assert ran.status == 0 and ran.err == ""
+    assert [line.split()[0] for line in ran.out.splitlines()[1:4]] == ["alpha", "beta", "mean"]
+    ran = uad("predict", out, things / "beta/test/patch", "--out", tmp_path / "new")
+    assert ran.status == 0 and len(ran.out.splitlines()) == 3
+    with np.load(tmp_path / "new/maps.npz") as new, np.load(out / "maps.npz") as kept:
+        mine = (kept["category"] == "beta") & kept["label"]
+        assert new["score"] == pytest.approx(kept["score"][mine], rel=1e-4)
 
 
 def test_a_warning_is_one_line_on_stderr(things, tmp_path) -> None:

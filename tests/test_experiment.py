@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-from tiny import LITE0, inside, shared_networks, uad, write_category, write_classes
+from tiny import LITE0, inside, shared_networks, uad, weave, write, write_category, write_classes
 
-from uad_core import cost, datasets, methods, metrics, training
+from uad_core import cost, datasets, ledger, methods, metrics, training
 from uad_core import experiment as module
 from uad_core.errors import UserError
-from uad_core.experiment import Experiment, run, select_categories
+from uad_core.experiment import Experiment, run
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
 KEYS = {
@@ -52,8 +52,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def experiment(dataset: Path, category: str = "alpha", **changes) -> Experiment:
-    facts = dict(profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=SETTINGS)
-    return Experiment("hfr", str(dataset), category, **{**facts, **changes})
+    facts = dict(method="hfr", profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=SETTINGS)
+    return Experiment(dataset=str(dataset), category=category, **{**facts, **changes})
 
 
 def quiet(one: Experiment, out: Path) -> dict:
@@ -72,6 +72,13 @@ def both(data, tmp_path_factory) -> tuple[dict, Path]:
     return quiet(experiment(data, "all"), out), out
 
 
+@pytest.fixture(scope="module")
+def shared(data, tmp_path_factory) -> tuple[dict, Path]:
+    """One model for both categories."""
+    out = tmp_path_factory.mktemp("runs") / "shared"
+    return quiet(experiment(data, "all", joint=True), out), out
+
+
 @pytest.fixture
 def never(monkeypatch) -> None:
     """Fail if anything is fitted."""
@@ -86,12 +93,13 @@ def said(call) -> str:
     return str(error.value)
 
 
-def recomputed(maps: Path) -> dict[str, float]:
-    """Every metric from maps.npz alone: scikit-learn's where it has them."""
+def recomputed(maps: Path, category: str | None = None) -> dict[str, float]:
+    """Every metric, of one category or of all, from maps.npz alone: scikit-learn's where it has them."""
     with np.load(maps) as kept:
-        scores, labels = kept["score"], kept["label"]
-        pixels, truth = kept["anomaly_map"].ravel(), kept["mask"].ravel()
-        aupro = metrics.aupro(kept["anomaly_map"], kept["mask"])
+        mine = slice(None) if category is None else kept["category"] == category
+        scores, labels = kept["score"][mine], kept["label"][mine]
+        pixels, truth = kept["anomaly_map"][mine].ravel(), kept["mask"][mine].ravel()
+        aupro = metrics.aupro(kept["anomaly_map"][mine], kept["mask"][mine])
 
     def three(values: np.ndarray, positive: np.ndarray) -> list[float]:
         precision, recall, _ = precision_recall_curve(positive, values)
@@ -157,10 +165,10 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(done, data
     assert quiet(experiment(data, seed=1), tmp_path / "other")["metrics"] != done[0]["metrics"]
 
 
-def test_a_finished_run_is_not_computed_again(done, both, data, never) -> None:
-    for (result, out), category in ((done, "alpha"), (both, "all")):
+def test_a_finished_run_is_not_computed_again(done, both, shared, data, never) -> None:
+    for (result, out), category, joint in ((done, "alpha", True), (both, "all", False), (shared, "all", True)):
         files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-        assert quiet(experiment(data, category), out) == result
+        assert quiet(experiment(data, category, joint=joint), out) == result
         assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
 
 
@@ -208,10 +216,13 @@ cli.main()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_command_repeated_gives_the_metrics_of_the_undisturbed_one(data, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("which", [["--category", "beta"], ["--category", "all", "--joint"]], ids=["one", "joint"])
+def test_a_killed_command_repeated_gives_the_metrics_of_the_undisturbed_one(
+    data, tmp_path, monkeypatch, which: list[str]
+) -> None:
     def command(out: Path) -> list[str]:
         sets = ["--set", "epochs=5", "--set", "widths=16,16,8,8"]
-        where = ["--dataset", str(data), "--category", "beta", "--out", str(out)]
+        where = ["--dataset", str(data), *which, "--out", str(out)]
         return ["run", "hfr", *where, "--profile", "smoke", "--backbone", LITE0, "--image-size", "64", *sets]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -282,16 +293,130 @@ def test_what_was_finished_before_an_interruption_is_not_repeated(data, tmp_path
     assert fitted == ["alpha", "beta", "beta"] and list(result["per_category"]) == ["alpha", "beta"]
 
 
-def test_categories_are_named_once_and_known(data) -> None:
-    def select(category: str) -> list[str]:
-        return select_categories(experiment(data, category))
+# --- one model for several categories -------------------------------------------------------------------------------
 
-    assert (
-        select("all") == ["alpha", "beta"] and select("beta, alpha") == ["beta", "alpha"] and select("beta") == ["beta"]
-    )
-    for odd in ("", ",", "alpha,alpha"):
-        assert said(lambda odd=odd: select(odd)).startswith(f"--category '{odd}' names no category or one twice")
-    assert said(lambda: select("alpha,gamma")) == f"no category of {data} is called 'gamma': choose among alpha, beta"
+
+def test_a_joint_result_has_the_fields_of_one_run_and_those_of_its_categories(shared, both) -> None:
+    (result, out), (apart, _) = shared, both
+    assert json.loads((out / "result.json").read_text()) == result
+    assert {key: type(value) for key, value in result.items()} == {**KEYS, "per_category": dict, "joint": bool}
+    assert (result["joint"], result["dataset"], result["category"]) == (True, "things", "all")
+    assert (result["n_train"], result["n_test"]) == (12, 12)
+    assert {key: type(value) for key, value in result["cost"].items()} == COST
+    assert result["cost"]["parameters"] == apart["cost"]["parameters"]
+    assert inside(out) == ["maps.npz", "model", "model/model.json", "model/model.safetensors", "result.json"]
+
+
+def test_a_joint_model_is_judged_category_by_category(shared, data) -> None:
+    result, out = shared
+    assert list(result["per_category"]) == ["alpha", "beta"]
+    for name, part in result["per_category"].items():
+        assert recomputed(out / "maps.npz", name) == pytest.approx(part, abs=1e-9)
+    for name in METRICS:
+        assert result["metrics"][name] == pytest.approx(np.mean([p[name] for p in result["per_category"].values()]))
+    model = methods.load(out / "model", "cpu")
+    with np.load(out / "maps.npz") as kept:
+        assert kept["category"].tolist() == ["alpha"] * 6 + ["beta"] * 6
+        for name in ("alpha", "beta"):
+            test, mine = datasets.load(str(data), name, image_size=64).test, kept["category"] == name
+            maps, scores = model.predict(test, progress=False)
+            assert np.array_equal(maps, kept["anomaly_map"][mine]) and np.array_equal(scores, kept["score"][mine])
+            assert kept["path"][mine].tolist() == test.paths and np.array_equal(kept["mask"][mine], test.masks())
+
+
+def cut(folder: Path, **counts: int) -> Path:
+    """Ten normal images in order, cut into categories; all are judged on the same images."""
+    images, start = weave(10), 0
+    for name, count in counts.items():
+        write_category(folder / name, train=1)
+        write(folder / name / "train/good", images[start : start + count])
+        start += count
+    return folder
+
+
+@pytest.mark.parametrize("method", ["hfr", "pixel_ae", "knn"])
+def test_a_joint_model_cannot_know_which_category_an_image_is_of(tmp_path, method: str) -> None:
+    settings = {"hfr": SETTINGS, "pixel_ae": {"epochs": "2", "width": "4"}, "knn": {"bank": "50"}}[method]
+    weights = []
+    for k, counts in enumerate((dict(apple=3, pear=7), dict(bolt=6, nut=2, screw=2))):
+        out = tmp_path / f"out{k}"
+        one = experiment(cut(tmp_path / f"data{k}", **counts), "all", method=method, settings=settings, joint=True)
+        assert list(quiet(one, out)["per_category"]) == list(counts)
+        weights.append(methods.load(out / "model", "cpu").own_tensors())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_joint_and_separate_runs_do_not_share_a_folder(shared, both, data, never) -> None:
+    assert "(its joint differs)" in said(lambda: quiet(experiment(data, "all"), shared[1]))
+    assert "(its joint differs)" in said(lambda: quiet(experiment(data, "all", joint=True), both[1]))
+    assert "(its category differs)" in said(lambda: quiet(experiment(data, "alpha,beta", joint=True), shared[1]))
+
+
+def test_a_method_may_share_its_model_by_itself(data, tmp_path, monkeypatch) -> None:
+    one = experiment(data, "all", method="knn", settings={"bank": "50"})
+    monkeypatch.setattr(methods.method_class("knn"), "joint", True)
+    assert quiet(one, tmp_path / "own")["joint"]
+    assert "joint" not in quiet(dataclasses.replace(one, joint=False), tmp_path / "apart")
+    assert "joint" not in quiet(dataclasses.replace(one, category="alpha"), tmp_path / "single")
+
+
+def test_every_checkpoint_of_a_finished_run_is_removed(data, tmp_path, monkeypatch) -> None:
+    kind = methods.method_class("hfr")
+    fit = kind.fit
+
+    def by_levels(self, images, *, checkpoint, progress):
+        checkpoint.with_name("checkpoint-1.pt").touch()
+        return fit(self, images, checkpoint=checkpoint, progress=progress)
+
+    monkeypatch.setattr(kind, "fit", by_levels)
+    quiet(experiment(data, "all", joint=True), tmp_path / "out")
+    assert not [name for name in inside(tmp_path / "out") if "checkpoint" in name]
+
+
+def test_one_class_is_never_joint(tmp_path, monkeypatch) -> None:
+    tree = write_classes(tmp_path / "classes")
+    one = experiment(tree, "all", method="knn", settings={"bank": "50"}, joint=True)
+    found = said(lambda: quiet(one, tmp_path / "out"))
+    expected = f"--joint: in {tree} only one class at a time is normal: leave --joint out, or name data with defects"
+    assert found == expected and not (tmp_path / "out").exists()
+    monkeypatch.setattr(methods.method_class("knn"), "joint", True)
+    assert "joint" not in quiet(dataclasses.replace(one, joint=None), tmp_path / "out")
+
+
+# --- several data sets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_categories_of_several_data_sets_keep_their_names(data, tmp_path, joint: bool) -> None:
+    write_category(tmp_path / "others/alpha", seed=5)
+    one = experiment(f"{data},{tmp_path / 'others'}", "all", method="knn", settings={"bank": "50"}, joint=joint)
+    result = quiet(one, tmp_path / "out")
+    names = ["things/alpha", "things/beta", "others/alpha"]
+    assert list(result["per_category"]) == names and result["dataset"] == "things,others"
+    assert str(tmp_path) not in json.dumps(result) and str(data) not in json.dumps(result)
+    with np.load(tmp_path / "out/maps.npz") as kept:
+        assert kept["category"].tolist() == np.repeat(names, 6).tolist()
+    for name in names:
+        found = recomputed(tmp_path / "out/maps.npz", name)
+        assert found == pytest.approx(result["per_category"][name], abs=1e-9)
+        assert (tmp_path / "out" / name / "model").is_dir() != joint
+    ledger.collect(tmp_path / "out", tmp_path / "ledger")
+    rows = ledger.read(tmp_path / "ledger")
+    found = dict(zip(rows["dataset"] + "/" + rows["category"], rows["image_auroc"], strict=True))
+    assert found == {name: result["per_category"][name]["image_auroc"] for name in names}
+
+
+def test_one_category_of_several_data_sets_is_a_run_of_its_own(data, done, tmp_path) -> None:
+    write_category(tmp_path / "others/gamma")
+    sources = f"{data},{tmp_path / 'others'}"
+    assert quiet(experiment(sources, "things/alpha"), done[1]) == done[0]
+
+
+def test_data_sets_of_different_protocols_are_run_apart(data, tmp_path) -> None:
+    sources = f"{data},{write_classes(tmp_path / 'classes')}"
+    found = said(lambda: quiet(experiment(sources, "all"), tmp_path / "out"))
+    assert found.endswith("things and classes are judged by different protocols: run them apart")
 
 
 # --- one class -----------------------------------------------------------------------------------------------------

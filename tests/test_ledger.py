@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -69,6 +70,33 @@ def test_one_row_for_each_category_of_a_joint_run(tmp_path):
     frame = ledger.read(tmp_path)
     assert dict(zip(frame["category"], frame["image_auroc"], strict=True)) == {"a": 0.5, "b": 1.0}
     assert frame["aupro"].isna().all() and frame["joint"].all() and (frame["n_categories"] == 2).all()
+
+
+def test_a_run_over_several_data_sets_is_filed_under_each_of_them(tmp_path):
+    names = ("procedural/weave", "mvtec_ad/bottle")
+    parts = {name: {"image_auroc": i / 2} for i, name in enumerate(names)}
+    several = {"dataset": "procedural,mvtec_ad", "category": ",".join(names), "per_category": parts}
+    ledger.add(result(**several, joint=True), tmp_path)
+    ledger.add(result(), tmp_path)
+    rows = ledger.read(tmp_path).set_index(["dataset", "category", "joint"])
+    assert rows.loc[("mvtec_ad", "bottle", True), "image_auroc"] == 0.5
+    assert rows.loc[("procedural", "weave", True), "members"] == "mvtec_ad/bottle; procedural/weave"
+    assert rows.loc[("mvtec_ad", "bottle", False), "members"] == ""
+
+
+def test_names_of_files_tell_which_categories_shared_a_model():
+    parts = {"a": {}, "b": {}}
+    several = {"dataset": "one,two", "category": "all", "joint": True}
+    runs = [
+        result(category="all", per_category=parts),
+        result(category="all", per_category=parts, joint=True),
+        result(**several, per_category={"one/a": {}, "two/a": {}}),
+        result(**several, per_category={"one/a": {}, "two/b": {}}),
+    ]
+    names = [ledger.file_name(run) for run in runs]
+    assert len(set(names)) == 4 and names[1] == names[0].removesuffix(".json") + "-joint.json"
+    assert all(re.fullmatch(r"[\w.,+-]+\.json", name) for name in names)
+    assert ledger.file_name(runs[2]) == ledger.file_name(runs[2] | {"per_category": {"two/a": {}, "one/a": {}}})
 
 
 def test_an_empty_ledger_has_all_columns(tmp_path):

@@ -39,6 +39,12 @@ def test_what_is_there_in_part_says_which_part(tmp_path) -> None:
     assert found["mvtec_ad"].endswith("1 of 15 categories here (bottle)")
 
 
+def test_methods_that_share_a_model_say_so(monkeypatch) -> None:
+    assert "--no-joint" not in rows(listing.listing())["methods"]["knn"]
+    monkeypatch.setattr(listing.method_class("knn"), "joint", True)
+    assert rows(listing.listing())["methods"]["knn"].endswith("One model for several categories, but with --no-joint.")
+
+
 def test_missing_weights_name_their_package(monkeypatch) -> None:
     assert rows(listing.listing())["backbones"]["tf_efficientnet_lite0"].endswith("weights here")
     monkeypatch.setattr(listing, "find_spec", lambda name: None)

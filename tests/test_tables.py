@@ -121,13 +121,41 @@ def test_text_shows_percent_and_tells_what_was_run(book):
         "mvtec_ad", "bottle", "hfr", "98.0 ± 1.0", "97.0 ± 1.0", "49.0 ± 0.5", "88.0 ± 1.0", "0, 1, 2",
         "tf_efficientnet_lite2", "cpu", "256", "–", "101", "40", "measured",
     ]  # fmt: skip
-    assert papers.NOT_PUBLISHED in text and "one model for all" not in text
+    assert papers.NOT_PUBLISHED in text and "one model" not in text
 
 
 def test_a_joint_model_is_called_one(tmp_path):
     parts = {"a": {"image_auroc": 0.9}, "b": {"image_auroc": 0.8}}
     add(tmp_path, "rlr", "a,b", 0, 0.85, per_category=parts, joint=True)
-    assert tables.table("rlr", tmp_path).count("one model for all") == 3
+    text = tables.table("rlr", tmp_path)
+    assert text.count("one model for 2") == 4 and text.endswith("\none model for 2: a, b.")
+
+
+def test_models_of_different_sets_of_categories_are_never_averaged(tmp_path):
+    for k, names in enumerate(("ab", "ac", "abc")):
+        parts = {name: {"image_auroc": 0.7 + k / 10} for name in names}
+        add(tmp_path, "rlr", ",".join(names), 0, 0.7 + k / 10, per_category=parts, joint=True)
+    add(tmp_path, "rlr", "a", 0, 0.5)
+    measured = tables.frame("rlr", tmp_path).query("source == 'measured'")
+    assert measured.loc[measured["category"] == "a", "image_auroc"].tolist() == pytest.approx([0.5, 0.7, 0.9, 0.8])
+    means = measured[measured["category"].str.startswith("mean")].set_index("members")["image_auroc"]
+    assert means.to_dict() == pytest.approx({"a; b": 0.7, "a; c": 0.8, "a; b; c": 0.9})
+    text = tables.table("rlr", tmp_path)
+    assert "one model for 2 (a): a, b." in text and "one model for 2 (b): a, c." in text
+    assert "one model for 3: a, b, c." in text
+
+
+def test_a_joint_model_of_several_data_sets_has_a_mean_for_each(tmp_path):
+    parts = {"procedural/a": 0.6, "mvtec_ad/bottle": 0.7, "procedural/b": 0.8, "mvtec_ad/cable": 0.9}
+    per_category = {name: {"image_auroc": value} for name, value in parts.items()}
+    add(tmp_path, "rlr", "all", 1, 0.75, "procedural,mvtec_ad", per_category=per_category, joint=True)
+    frame = tables.frame("rlr", tmp_path)
+    for dataset, expected in (("procedural", 0.7), ("mvtec_ad", 0.8)):
+        row = line(frame, dataset=dataset, category="mean of 2")
+        assert row["image_auroc"] == pytest.approx(expected) and row["fit_s"] == 101
+    row = line(tables.frame("cost", tmp_path), category="4 categories")
+    assert row["fit_s"] == 101 and set(row["dataset"].split(",")) == {"procedural", "mvtec_ad"}
+    assert "one model for 4" in tables.table("cost", tmp_path)
 
 
 def test_the_table_of_banks_holds_the_runs_whose_bank_was_changed(tmp_path):

@@ -126,6 +126,11 @@ def test_gradients_are_clipped_before_the_step(monkeypatch) -> None:
     assert max(norms) > 0.05
 
 
+@pytest.mark.parametrize("epochs", range(1, 12))
+def test_a_schedule_may_be_of_any_length(epochs: int) -> None:
+    assert len(fit(network(), Points(4), epochs=epochs)) == epochs  # of one step each
+
+
 @pytest.mark.parametrize("decay", ["constant", "onecycle"])
 def test_the_learning_rate_follows_its_schedule(monkeypatch, decay: str) -> None:
     rates, step = [], torch.optim.Adam.step

@@ -67,10 +67,19 @@ def data(
 def run(
     method: Annotated[str, typer.Argument(help="hfr, or a baseline: see `uad list`.")],
     out: Annotated[Path, typer.Option(help="Folder for result.json, maps.npz and model/.")],
-    dataset: Annotated[str, typer.Option(help="A name of `uad list`, or a folder in MVTec layout.")] = "procedural",
+    dataset: Annotated[
+        str, typer.Option(help="A name of `uad list`, or a folder in MVTec layout; several as a,b.")
+    ] = "procedural",
     category: Annotated[
-        str, typer.Option(help="One, several as a,b,c, or all. One-class sets: the normal class.")
+        str,
+        typer.Option(
+            help="One, several as a,b,c, or all; of several data sets as DATASET/CATEGORY, and all that are here. "
+            "One-class sets: the normal class."
+        ),
     ] = "all",
+    joint: Annotated[
+        bool | None, typer.Option(help="Several categories: one model for all or one for each; else the method's way.")
+    ] = None,
     root: Root = None,
     profile: Annotated[str, typer.Option(help=PROFILES)] = "cpu",
     backbone: Annotated[str | None, typer.Option(help="Any timm network; else the profile's.")] = None,
@@ -87,7 +96,7 @@ def run(
     from uad_core.experiment import run as run_experiment
 
     experiment = Experiment(
-        method, dataset, category, root, profile, backbone, image_size, seed, device, _settings(set_ or [])
+        method, dataset, category, root, profile, backbone, image_size, seed, device, _settings(set_ or []), joint
     )
     result = run_experiment(experiment, out, progress=_watched())
     typer.echo(json.dumps(result, indent=2) if json_ else _summary(result, out))

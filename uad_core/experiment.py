@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,13 @@ import numpy as np
 from uad_core import datasets, methods, metrics
 from uad_core.cost import Stopwatch, environment, measure_cost, sources_digest
 from uad_core.datasets import Category, ImageSet
+from uad_core.datasets.joined import joined
+from uad_core.datasets.selection import Member, select
 from uad_core.errors import UserError
 from uad_core.features import Features, extract
 from uad_core.methods.base import Detector, FeatureDetector
 
-__all__ = ["Experiment", "run", "select_categories"]
+__all__ = ["Experiment", "run"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Experiment:
     seed: int = 0
     device: str = "auto"
     settings: dict[str, Any] = field(default_factory=dict)
+    joint: bool | None = None
 
     def detector(self, protocol: str) -> Detector:
         """Build the unfitted detector of this run."""
@@ -53,94 +56,151 @@ class Experiment:
             raise UserError(f"{key} is no setting that --set changes: see the options of `uad run --help`")
         return methods.create(self.method, **options, **self.settings)
 
-    def data(self, category: str, image_size: tuple[int, int]) -> Category:
+    def data(self, member: Member, image_size: tuple[int, int]) -> Category:
         """Load one category at the detector's size; refuse what cannot be fitted or judged."""
-        loaded = datasets.load(self.dataset, category, root=self.root, image_size=image_size, seed=self.seed)
+        source, category = member.source, member.category
+        loaded = datasets.load(source, category, root=self.root, image_size=image_size, seed=self.seed)
         labels = loaded.test.labels
         if labels.all() or not labels.any():
             has = "no" if not labels.any() else "only"
             remedy = "metrics need normal and defective ones there"
-            raise UserError(f"{self.dataset}/{category}: test has {has} defective images; {remedy}")
+            raise UserError(f"{source}/{category}: test has {has} defective images; {remedy}")
         return loaded
+
+    def protocol(self, members: list[Member]) -> str:
+        """Return the protocol that all categories follow; raise UserError where they follow different ones."""
+        found = {datasets.protocol(member.source): member.dataset for member in members}
+        if len(found) > 1:
+            names = " and ".join(found.values())
+            raise UserError(f"--dataset {self.dataset!r}: {names} are judged by different protocols: run them apart")
+        return next(iter(found))
+
+    def one_model(self, members: list[Member], protocol: str) -> bool:
+        """Whether one model serves all: a single category's, or a shared one as the user, else the method, wants it.
+
+        Raises UserError where the user asks for sharing and one class is normal.
+        """
+        if len(members) == 1:
+            return True
+        if protocol == "one_class":
+            if self.joint:
+                remedy = "leave --joint out, or name data with defects"
+                raise UserError(f"--joint: in {self.dataset} only one class at a time is normal: {remedy}")
+            return False
+        return methods.method_class(self.method).joint if self.joint is None else self.joint
 
 
 def run(experiment: Experiment, out: Path, *, progress: bool = True) -> dict[str, Any]:
-    """Fit and evaluate one category, or several one after another, into the folder `out`; return the result.
+    """Fit and evaluate one category, or several by one model or one after another, into `out`; return the result.
 
     Raises UserError for bad input, and for a folder that holds another run or cannot be written.
     """
-    names = select_categories(experiment)
+    members = select(experiment.dataset, experiment.category, experiment.root)
+    protocol = experiment.protocol(members)
+    one_model = experiment.one_model(members, protocol)
     out = Path(out)
     with _disk_errors(out), _claimed(out):
-        if len(names) == 1:
-            return _run_one(dataclasses.replace(experiment, category=names[0]), out, None, progress)
-        return _run_each(experiment, names, out, progress)
+        if one_model:
+            return _run_one(experiment, members, protocol, out, None, progress)
+        return _run_each(experiment, members, protocol, out, progress)
 
 
-def select_categories(experiment: Experiment) -> list[str]:
-    """Return the categories that "a,b,c" or "all" stands for."""
-    known = datasets.categories(experiment.dataset, experiment.root)
-    if experiment.category == "all":
-        return known
-    names = [name.strip() for name in experiment.category.split(",") if name.strip()]
-    if len(names) > 1 and (unknown := [name for name in names if name not in known]):
-        raise UserError(
-            f"no category of {experiment.dataset} is called {unknown[0]!r}: choose among {', '.join(known)}"
-        )
-    if len(set(names)) != len(names) or not names:
-        example = ",".join(known[:2])
-        raise UserError(f"--category {experiment.category!r} names no category or one twice: write such as {example}")
-    return names
-
-
-def _run_one(experiment: Experiment, out: Path, cache: Path | None, progress: bool) -> dict[str, Any]:
-    """Fit and evaluate one category; `cache` keeps test features that several categories share."""
-    protocol = datasets.protocol(experiment.dataset)
+def _run_one(
+    experiment: Experiment, members: list[Member], protocol: str, out: Path, cache: Path | None, progress: bool
+) -> dict[str, Any]:
+    """Fit one model and evaluate each of its categories; `cache` keeps test features that several runs share."""
     detector = experiment.detector(protocol)
-    data = experiment.data(experiment.category, detector.image_size)
+    data = {member.name: experiment.data(member, detector.image_size) for member in members}
     frame = _frame(experiment, detector, data)
     finished = _finished(out, frame)
     if finished is not None:
         return finished
-    _require_space(out, len(data.test), detector)
-    _decode_all(data.test)
-    with Stopwatch(detector.device) as feature_time:
-        images = _features(detector, data.train, progress)
-    with Stopwatch(detector.device) as fit_time:
-        detector.fit(images, checkpoint=out / "checkpoint.pt", progress=progress)
-    images = data.test if cache is None else _features(detector, data.test, progress, cache)
-    maps, scores = detector.predict(images, progress=progress)
-    masks = data.test.masks() if data.test.has_masks else None
+    tests = joined([part.test for part in data.values()])
+    _require_space(out, len(tests), detector)
+    _decode_all(tests)
+    times = _fit(detector, joined([part.train for part in data.values()]), out / "checkpoint.pt", progress)
+    arrays, found = _evaluate(detector, data, cache, progress)
+    model = methods.save(detector, out / "model")
     result = {
         **frame,
-        "metrics": metrics.evaluate(scores, data.test.labels, maps if masks is not None else None, masks),
+        "metrics": _average(list(found.values())),
+        **({"per_category": found} if len(data) > 1 else {}),
+        "cost": {**times, **measure_cost(detector, tests, model)},
+        "environment": environment(detector.device),
     }
-    model = methods.save(detector, out / "model")
-    times = {"fit_s": feature_time.seconds + fit_time.seconds, "features_s": feature_time.seconds}
-    result["cost"] = {**times, **measure_cost(detector, data.test, model)}
-    result["environment"] = environment(detector.device)
-    _write_maps(out / "maps.npz", maps, masks, scores, data.test)
+    _write_npz(out / "maps.npz", arrays)
     _write_json(out / "result.json", result)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    for checkpoint in out.glob("checkpoint*.pt"):  # a method that trains in steps keeps one for each
+        checkpoint.unlink()
     return result
 
 
-def _run_each(experiment: Experiment, names: list[str], out: Path, progress: bool) -> dict[str, Any]:
+def _run_each(
+    experiment: Experiment, members: list[Member], protocol: str, out: Path, progress: bool
+) -> dict[str, Any]:
     """One model per category, each in a folder of its own; finished ones are taken as they are."""
-    head = ("method", "category", "profile", "seed")
-    _finished(out, {**{key: getattr(experiment, key) for key in head}, "overrides": experiment.settings})
+    head = {key: getattr(experiment, key) for key in ("method", "category", "profile", "seed")}
+    _finished(out, {**head, "overrides": experiment.settings, "dataset": _datasets(members), "joint": None})
     results = {}
-    cache = out / "features" if datasets.protocol(experiment.dataset) == "one_class" else None
-    for name in names:
-        one = dataclasses.replace(experiment, category=name)
-        with _claimed(out / name):
-            results[name] = _run_one(one, out / name, cache, progress)
-    combined = _combine(experiment, results)
-    _join_maps(out, names)
+    cache = out / "features" if protocol == "one_class" else None
+    for member in members:
+        place = out / member.name
+        with _claimed(place.parent), _claimed(place):
+            results[member.name] = _run_one(experiment, [member], protocol, place, cache, progress)
+    combined = _combine(experiment, _datasets(members), results)
+    _join_maps(out, list(results))
     _write_json(out / "result.json", combined)
     if cache:
         shutil.rmtree(cache, ignore_errors=True)
     return combined
+
+
+def _datasets(parts: Iterable[Member | Category]) -> str:
+    """Name the data sets of a run, each once, with commas between them."""
+    return ",".join(dict.fromkeys(part.dataset for part in parts))
+
+
+def _fit(detector: Detector, train: ImageSet, checkpoint: Path, progress: bool) -> dict[str, float]:
+    """Fit the detector on normal images, and return how long it took, in seconds."""
+    with Stopwatch(detector.device) as feature_time:
+        images = _features(detector, train, progress)
+    with Stopwatch(detector.device) as fit_time:
+        detector.fit(images, checkpoint=checkpoint, progress=progress)
+    return {"fit_s": feature_time.seconds + fit_time.seconds, "features_s": feature_time.seconds}
+
+
+def _evaluate(
+    detector: Detector, data: dict[str, Category], cache: Path | None, progress: bool
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float | None]]]:
+    """Map and judge the test images category by category: the arrays of maps.npz, and each category's metrics."""
+    arrays, found, start = _empty_arrays(detector, data), {}, 0
+    for name, part in data.items():
+        images = part.test if cache is None else _features(detector, part.test, progress, cache)
+        maps, scores = detector.predict(images, progress=progress)
+        masks = part.test.masks() if part.test.has_masks else None
+        found[name] = metrics.evaluate(scores, part.test.labels, maps if masks is not None else None, masks)
+        rows = slice(start, start := start + len(scores))
+        arrays["anomaly_map"][rows], arrays["score"][rows] = maps, scores
+        if "mask" in arrays:
+            arrays["mask"][rows] = masks
+    return arrays, found
+
+
+def _empty_arrays(detector: Detector, data: dict[str, Category]) -> dict[str, np.ndarray]:
+    """Make the arrays of maps.npz at their full length, so that the maps are never there twice; masks if all have."""
+    tests = [part.test for part in data.values()]
+    lengths = [len(test) for test in tests]
+    arrays = {
+        "anomaly_map": np.empty((sum(lengths), *detector.map_size), np.float32),
+        "label": np.concatenate([test.labels for test in tests]),
+        "score": np.empty(sum(lengths), np.float32),
+        "path": np.array([path for test in tests for path in test.paths]),
+    }
+    if all(test.has_masks for test in tests):
+        arrays["mask"] = np.empty((sum(lengths), *detector.image_size), bool)
+    if len(data) > 1:
+        arrays["category"] = np.repeat(list(data), lengths)
+    return arrays
 
 
 def _decode_all(images: ImageSet) -> None:
@@ -158,32 +218,35 @@ def _features(
     return extract(detector.backbone, images, device=detector.device, cache=cache, progress=progress)
 
 
-def _frame(experiment: Experiment, detector: Detector, data: Category) -> dict[str, Any]:
+def _frame(experiment: Experiment, detector: Detector, data: dict[str, Category]) -> dict[str, Any]:
     """Everything that determines the metrics: the part of the result that is known before the run."""
     backbone = getattr(detector, "backbone", None)
-    digest = hashlib.sha256((data.train.sha256 + data.test.sha256).encode()).hexdigest()
+    parts = list(data.values())
+    digests = "".join(part.train.sha256 + part.test.sha256 for part in parts)
+    joint = {"joint": True} if len(parts) > 1 else {}
     return {
         "method": experiment.method,
-        "dataset": data.dataset,
-        "category": data.category,
+        "dataset": _datasets(parts),
+        "category": experiment.category if joint else parts[0].category,
         "profile": experiment.profile,
         "seed": experiment.seed,
         "backbone": backbone.name if backbone else "none",
         "image_size": detector.image_size[0] if len(set(detector.image_size)) == 1 else list(detector.image_size),
         "overrides": experiment.settings,
         "config": _jsonable(dataclasses.asdict(detector.config)),
-        "protocol": data.protocol,
-        "n_train": len(data.train),
-        "n_test": len(data.test),
+        "protocol": parts[0].protocol,
+        **joint,
+        "n_train": sum(len(part.train) for part in parts),
+        "n_test": sum(len(part.test) for part in parts),
         "fingerprint": {
-            "data_sha256": digest,
+            "data_sha256": hashlib.sha256(digests.encode()).hexdigest(),
             "weights_sha256": backbone.weights_sha256 if backbone else None,
             "code_version": sources_digest(),
         },
     }
 
 
-def _combine(experiment: Experiment, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _combine(experiment: Experiment, dataset: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Join the results of several categories: their metrics, the mean, and the summed cost."""
     parts = list(results.values())
     per_category = {name: part["metrics"] for name, part in results.items()}
@@ -195,14 +258,20 @@ def _combine(experiment: Experiment, results: dict[str, dict[str, Any]]) -> dict
     digests = "".join(part["fingerprint"]["data_sha256"] for part in parts)
     return {
         **parts[0],
+        "dataset": dataset,
         "category": experiment.category,
         "n_train": sum(part["n_train"] for part in parts),
         "n_test": sum(part["n_test"] for part in parts),
-        "metrics": {key: _mean([m[key] for m in per_category.values()]) for key in parts[0]["metrics"]},
+        "metrics": _average(list(per_category.values())),
         "per_category": per_category,
         "cost": cost,
         "fingerprint": {**parts[0]["fingerprint"], "data_sha256": hashlib.sha256(digests.encode()).hexdigest()},
     }
+
+
+def _average(parts: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Average each metric over the categories that have it."""
+    return {key: _mean([part[key] for part in parts]) for key in parts[0]}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -270,13 +339,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write to {out} ({error.strerror or error}): free space there and repeat the command"
         ) from None
-
-
-def _write_maps(path: Path, maps: np.ndarray, masks: np.ndarray | None, scores: np.ndarray, images: ImageSet) -> None:
-    arrays = {"anomaly_map": maps, "label": images.labels, "score": scores, "path": np.array(images.paths)}
-    if masks is not None:
-        arrays["mask"] = masks
-    _write_npz(path, arrays)
 
 
 def _join_maps(out: Path, names: list[str]) -> None:

@@ -39,7 +39,8 @@ COSTS = (
 
 _PLAIN = ("method", "dataset", "category", "profile", "seed", "backbone", "n_train", "n_test")
 _MACHINE = ("cpu", "gpu", "threads", "torch")
-_COLUMNS = ["file", *_PLAIN, "image_size", "settings", "joint", "protocol", "n_categories", *METRICS, *COSTS, *_MACHINE]
+_SETTING = ("image_size", "settings", "joint", "members", "protocol", "n_categories")
+_COLUMNS = ["file", *_PLAIN, *_SETTING, *METRICS, *COSTS, *_MACHINE]
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "method": str,
@@ -76,13 +77,20 @@ def _readable_folder() -> Path:
 
 
 def file_name(result: Mapping[str, Any]) -> str:
-    """METHOD-DATASET-CATEGORY-PROFILE-BACKBONE-SIZE-sSEED[-SETTINGS].json, the same for the same run.
+    """METHOD-DATASET-CATEGORY-PROFILE-BACKBONE-SIZE-sSEED[-joint][-SETTINGS].json, the same for the same run.
 
-    SETTINGS is a hash of `overrides`, the settings that the user changed from their profile; a run that changed none
-    has none. A result without `overrides` is told apart by the hash of its whole `config`.
+    DATASET names several with commas between them; since "all" of several data sets are those that were there,
+    CATEGORY then ends in a hash of their names. "joint" marks one model for several categories. SETTINGS is a hash of
+    `overrides`, the settings that the user changed from their profile; a run that changed none has none. A result
+    without `overrides` is told apart by the hash of its whole `config`.
     """
     words = [result[key] or "none" for key in ("method", "dataset", "category", "profile", "backbone")]
-    name = "-".join([_word(word) for word in words] + [size_text(result["image_size"]), f"s{result['seed']}"])
+    words = [_word(word) for word in words]
+    members = sorted(result.get("per_category") or {})
+    if result["category"] == "all" and any(_owner(result, name) for name in members):
+        words[2] = f"all+{_hash(members)}"
+    name = "-".join([*words, size_text(result["image_size"]), f"s{result['seed']}"])
+    name += "-joint" if result.get("joint") else ""
     settings = result.get("overrides", result["config"])
     return f"{name}-{_hash(settings)}.json" if settings else f"{name}.json"
 
@@ -130,8 +138,11 @@ def collect(runs: Path, folder: Path | None = None) -> list[Path]:
 def read(folder: Path | None = None) -> pd.DataFrame:
     """All runs as a table with one row for each run and category; empty, with all columns, where nothing was run.
 
+    A run over several data sets, whose categories are called DATASET/CATEGORY, has rows of each data set.
+
     Columns: `file`, the fields of the result but the nested ones, `settings` (the overrides as text), `joint` (one
-    model for several categories), `n_categories` of the run, the seven metrics (fractions, NaN for null), the costs
+    model for several categories), `members` (the categories that share it, as text; empty for one each),
+    `n_categories` of the run, the seven metrics (fractions, NaN for null), the costs
     of the run, and `cpu`, `gpu`, `threads` and `torch` where the environment names them.
 
     Raises:
@@ -159,13 +170,22 @@ def _rows(file: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "image_size": size_text(result["image_size"]),
         "settings": " ".join(f"{key}={overrides[key]}" for key in sorted(overrides)),
         "joint": bool(result.get("joint", False)),
+        "members": "; ".join(sorted(parts)) if result.get("joint") else "",
         "protocol": result.get("protocol", ""),
         "n_categories": len(parts),
     }
     common |= {name: result["cost"].get(name) for name in COSTS}
     common |= {name: result["environment"].get(name) for name in _MACHINE}
-    for category, metrics in parts.items():
-        yield common | {"category": category} | {name: metrics.get(name) for name in METRICS}
+    for name, metrics in parts.items():
+        owner = _owner(result, name)
+        place = {"dataset": owner or result["dataset"], "category": name.removeprefix(f"{owner}/") if owner else name}
+        yield common | place | {metric: metrics.get(metric) for metric in METRICS}
+
+
+def _owner(result: Mapping[str, Any], name: str) -> str:
+    """The data set before the name of a category in a run over several; empty in a run over one."""
+    owner, slash, _ = name.partition("/")
+    return owner if slash and f",{owner}," in f",{result['dataset']}," and owner != result["dataset"] else ""
 
 
 def _load(path: Path) -> dict[str, Any]:

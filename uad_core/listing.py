@@ -8,6 +8,7 @@ from pathlib import Path
 from uad_core import datasets
 from uad_core.backbones import BACKBONES
 from uad_core.methods import METHODS, PROFILES, method_class
+from uad_core.methods.base import Detector
 
 __all__ = ["listing"]
 
@@ -15,7 +16,7 @@ __all__ = ["listing"]
 def listing(root: Path | None = None) -> str:
     """Return the catalogue of methods, profiles, backbones and data sets as text."""
     sections = {
-        "methods": {name: _first_line(method_class(name).__doc__) for name in METHODS},
+        "methods": {name: _method(method_class(name)) for name in METHODS},
         "profiles": PROFILES,
         "backbones": {name: f"{info.title}: {_weights(info)}" for name, info in BACKBONES.items()},
         f"data sets (in {datasets.data_root(root)})": {info.name: _data(info) for info in datasets.catalogue(root)},
@@ -28,8 +29,9 @@ def _section(title: str, rows: dict[str, str]) -> str:
     return "\n".join([f"{title}:", *(f"  {name:{width}s}{text}" for name, text in rows.items())])
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().splitlines()[0]
+def _method(kind: type[Detector]) -> str:
+    first = (kind.__doc__ or "").strip().splitlines()[0]
+    return f"{first} One model for several categories, but with --no-joint." if kind.joint else first
 
 
 def _weights(info) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
+from string import ascii_lowercase
 
 import pandas as pd
 
@@ -64,6 +65,7 @@ def notes(numbers: pd.DataFrame) -> list[str]:
         lines += [f"[{mark}] {papers.MARKS[mark]}." for mark in marks]
     if (numbers["category"].astype(str).str.startswith("mean of")).any():
         lines.append("mean of k: over the k categories that were run, not over all that the data set has.")
+    lines += [f"{label}: {members.replace('; ', ', ')}." for members, label in _shared(numbers).items()]
     return lines
 
 
@@ -78,9 +80,21 @@ def _describe(cells: pd.DataFrame, numbers: pd.DataFrame) -> None:
     """Add what was run, in words."""
     for name in ("seeds", "backbone", "profile", "image_size"):
         cells[name] = [_text(value) for value in numbers[name]]
-    one_model = ["one model for all" if joint is True else "" for joint in numbers["joint"]]
+    shared = _shared(numbers)
+    one_model = [shared.get(members, "") for members in numbers["members"]]
     settings = zip(numbers["settings"].fillna(""), one_model, strict=True)
     cells["settings"] = [_text(", ".join(filter(None, parts))) for parts in settings]
+
+
+def _shared(numbers: pd.DataFrame) -> dict[str, str]:
+    """Each set of categories that one model serves -> what the cells call it; sets of the same size get letters."""
+    sets = [members for members in numbers["members"].dropna().unique() if members]
+    sizes = [members.count("; ") + 1 for members in sets]
+    labels = {}
+    for i, (members, size) in enumerate(zip(sets, sizes, strict=True)):
+        letter = f" ({ascii_lowercase[sizes[:i].count(size) % 26]})" if sizes.count(size) > 1 else ""
+        labels[members] = f"one model for {size}{letter}"
+    return labels
 
 
 def _percent(mean: float, sd: float) -> str:

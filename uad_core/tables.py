@@ -26,7 +26,7 @@ KINDS = {
 }
 """The tables besides the one of each method."""
 
-_GROUP = ["dataset", "category", "method", "backbone", "profile", "image_size", "settings", "joint"]
+_GROUP = ["dataset", "category", "method", "backbone", "profile", "image_size", "settings", "joint", "members"]
 _METRICS, _COSTS = list(ledger.METRICS), list(ledger.COSTS)
 _SPREAD = [f"{name}_sd" for name in _METRICS]
 _ONE_CLASS = {info.name for info in CATALOGUE if info.protocol == "one_class"}
@@ -204,8 +204,10 @@ def _reported_row(entry: papers.Published, kind: str) -> dict[str, object]:
 
 def _cost(runs: pd.DataFrame) -> pd.DataFrame:
     """One line for each run's setting and machine: the mean over its seeds."""
+    datasets = runs.groupby("file")["dataset"].agg(lambda names: ",".join(dict.fromkeys(names)))
     whole = runs.drop_duplicates("file").assign(
-        category=lambda r: r["category"].where(r["n_categories"] == 1, r["n_categories"].astype(str) + " categories")
+        dataset=lambda r: r["file"].map(datasets),
+        category=lambda r: r["category"].where(r["n_categories"] == 1, r["n_categories"].astype(str) + " categories"),
     )
     machine = ["cpu", "threads", "gpu"]
     whole[machine] = whole[machine].fillna("")

@@ -142,8 +142,10 @@ def _set_up(model: nn.Module, schedule: Schedule, device: torch.device):
 
 def _decay(optimiser, schedule: Schedule, steps: int):
     if schedule.decay == "onecycle":
+        # torch divides by the warm-up's steps less one: with ten in all, a tenth of them would be a division by zero.
+        warm_up = 0.1 if steps != 10 else 0.2
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, schedule.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
+            optimiser, schedule.lr, total_steps=steps, pct_start=warm_up, cycle_momentum=False
         )
     return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
 

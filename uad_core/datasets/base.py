@@ -101,6 +101,7 @@ class ImageSet(torch.utils.data.Dataset):
         defects: "good", "crack", ... one per image.
         image_size: (H, W) that images and masks are resized to, in pixels.
         has_masks: False where pixel metrics are undefined.
+        source, rows: where the pixels come from, and which of its images are these; a subset shares the source.
     """
 
     def __init__(
@@ -114,9 +115,8 @@ class ImageSet(torch.utils.data.Dataset):
         self.labels.setflags(write=False)
         self.has_masks = has_masks
         self.source = source
-        # The rows of the source that belong to this set; a subset shares the source.
-        self._rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=int)
-        lengths = {len(self.paths), len(self.labels), len(self.defects), len(self._rows)}
+        self.rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=int)
+        lengths = {len(self.paths), len(self.labels), len(self.defects), len(self.rows)}
         if len(lengths) != 1:
             raise ValueError(f"paths, labels, defects and source differ in length: {sorted(lengths)}")
         if len(set(self.paths)) != len(self.paths):
@@ -131,7 +131,7 @@ class ImageSet(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> Tensor:
         """Return image `i`, float32 (3, H, W) in [0, 1]."""
-        return resize_image(self.source.image(self._rows[i]), self.image_size)
+        return resize_image(self.source.image(self.rows[i]), self.image_size)
 
     def __getitems__(self, index: list[int]) -> list[Tensor]:
         """Return the images of one batch; a `DataLoader` prefers this to single items."""
@@ -140,7 +140,7 @@ class ImageSet(torch.utils.data.Dataset):
     @cached_property
     def original_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each image before resizing, in pixels."""
-        return [self.source.size(row) for row in self._rows]
+        return [self.source.size(row) for row in self.rows]
 
     @cached_property
     def sha256(self) -> str:
@@ -149,7 +149,7 @@ class ImageSet(torch.utils.data.Dataset):
         Two sets with the same images share it, whatever is called normal in each.
         """
         total = hashlib.sha256()
-        for path, row in zip(self.paths, self._rows, strict=True):
+        for path, row in zip(self.paths, self.rows, strict=True):
             for part in (path.encode(), *self.source.content(row)):
                 total.update(hashlib.sha256(part).digest())
         return total.hexdigest()
@@ -162,7 +162,7 @@ class ImageSet(torch.utils.data.Dataset):
         planes = out.numpy()
 
         def read(k: int) -> None:
-            _resize_into(planes[k], self.source.image(self._rows[chosen[k]]))
+            _resize_into(planes[k], self.source.image(self.rows[chosen[k]]))
 
         # Decoding releases the interpreter lock, so threads read side by side.
         with ThreadPoolExecutor(min(READ_THREADS, os.cpu_count() or 1)) as pool:
@@ -176,7 +176,7 @@ class ImageSet(torch.utils.data.Dataset):
         An image from a defect folder whose mask is empty stays anomalous: only its label says so.
         """
         self._require_masks()
-        mask = self.source.mask(self._rows[i]) if self.labels[i] else None
+        mask = self.source.mask(self.rows[i]) if self.labels[i] else None
         if mask is None:
             return torch.zeros(self.image_size, dtype=torch.bool)
         return resize_mask(mask, self.image_size)
@@ -195,7 +195,7 @@ class ImageSet(torch.utils.data.Dataset):
         return ImageSet(
             dataset=self.dataset, category=self.category, split=self.split, image_size=self.image_size,
             paths=[self.paths[i] for i in chosen], labels=self.labels[chosen], source=self.source,
-            defects=[self.defects[i] for i in chosen], has_masks=self.has_masks, rows=self._rows[chosen],
+            defects=[self.defects[i] for i in chosen], has_masks=self.has_masks, rows=self.rows[chosen],
         )  # fmt: skip
 
     def _positions(self, index: Sequence[int] | np.ndarray | None) -> np.ndarray:

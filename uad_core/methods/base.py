@@ -89,6 +89,8 @@ class Detector(nn.Module, ABC):
     config_class: ClassVar[type[Config]]
     profiles: ClassVar[dict[str, dict[str, Any]]]
     one_class: ClassVar[dict[str, Any]] = {}
+    # Whether several categories share one model unless the user says otherwise.
+    joint: ClassVar[bool] = False
 
     def __init__(self, config: Config, image_size: tuple[int, int], seed: int):
         super().__init__()
