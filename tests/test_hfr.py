@@ -184,8 +184,8 @@ def test_channels_have_mean_zero_and_deviation_one_over_the_training_images() ->
     model = detector("hfr", network(), floor=0.0, **SMALL).fit(features, progress=False)
     for k, (level, f) in enumerate(zip(features.levels, model.standardise(features.batch(slice(None))), strict=True)):
         values = level.double().transpose(0, 1).flatten(1).numpy()  # (C, N·h·w)
-        np.testing.assert_allclose(model.get_buffer(f"mean_{k}").flatten(), values.mean(1), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(model.get_buffer(f"std_{k}").flatten(), values.std(1), rtol=1e-4, atol=2e-6)
+        np.testing.assert_allclose(model.scales[k].mean.flatten(), values.mean(1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(model.scales[k].std.flatten(), values.std(1), rtol=1e-4, atol=2e-6)
         varying = values.std(1) > 1e-3
         moments = f.double().transpose(0, 1).flatten(1).numpy()[varying]
         np.testing.assert_allclose(moments.mean(1), 0, atol=1e-3)

@@ -172,6 +172,7 @@ def small_models() -> dict[str, methods.Detector]:
     made = {
         "hfr": create("hfr", epochs=1, widths="16,16,8,8", **SMALL),
         "sgfr": create("sgfr", atoms=20, **SMALL),
+        "rlr": create("rlr", epochs=1, width=8, layers=1, **SMALL),
         "pixel_ae": create("pixel_ae", epochs=1, width=4, **SMALL),
         "knn": create("knn", bank=100, **SMALL),
     }

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
 
-__all__ = ["Features", "channel_scale", "extract", "image_batches"]
+__all__ = ["Features", "extract", "image_batches"]
 
 
 class Features:
@@ -147,35 +147,6 @@ def image_batches(images, device: torch.device, *, progress: bool = False, title
     )
     for batch in tqdm(loader, desc=title, unit="batch", disable=not progress, leave=False):
         yield batch.to(device, non_blocking=True)
-
-
-def channel_scale(level: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (C,) of each channel of maps (N, C, h, w), over all images and positions.
-
-    A channel that hardly varies on normal images must not be blown up by its own rounding noise: its deviation is
-    raised to the fraction `floor` of the median one, taken over the level's channels that do vary.
-    """
-    std, mean = _channel_moments(level)
-    varying = std[std > 1e-3 * std.max()]
-    lowest = floor * varying.median() if len(varying) else torch.ones(())
-    return mean, std.clamp_min(max(lowest.item(), 1e-6))
-
-
-def _channel_moments(level: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-    """Deviation and mean (C,) of maps (N, C, h, w), in chunks and in double precision: half would overflow.
-
-    Values count from the first one, so that the deviation of a constant channel is exactly 0.
-    """
-    origin = level[:1, :, :1, :1].double()  # (1, C, 1, 1)
-    total = torch.zeros(level.shape[1], dtype=torch.float64)
-    square = torch.zeros_like(total)
-    for part in level.split(chunk):
-        part = part.double() - origin
-        total += part.sum((0, 2, 3))
-        square += part.square().sum((0, 2, 3))
-    n = level.numel() / level.shape[1]
-    mean = total / n
-    return (square / n - mean.square()).clamp_min(0).sqrt(), mean + origin.flatten()
 
 
 def _key(backbone: Backbone, images) -> str:

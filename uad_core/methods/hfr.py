@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features, channel_scale
+from uad_core.features import Features
 from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
+from uad_core.methods.channels import ChannelScale
 from uad_core.training import train
 
 __all__ = ["HFR", "Bottleneck", "Decoder", "HFRConfig"]
@@ -160,15 +161,12 @@ class HFR(FeatureDetector):
             raise UserError(f"widths {config.widths} do not fit {levels}")
         self.bottleneck = Bottleneck(config.bottleneck, channels[-1], config.widths[0])
         self.decoder = Decoder(channels, backbone.strides, config.widths, config.blocks, self.bottleneck)
-        for k, c in enumerate(channels):
-            self.register_buffer(f"mean_{k}", torch.zeros(1, c, 1, 1))
-            self.register_buffer(f"std_{k}", torch.ones(1, c, 1, 1))
+        self.scales = nn.ModuleList(ChannelScale(c) for c in channels)
         self.to(memory_format=torch.channels_last)
 
     def standardise(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Bring the channels of all levels to one scale: equation (hfr-standardise) [reconstruction]."""
-        mean, std = ([self.get_buffer(f"{name}_{k}") for k in range(len(pyramid))] for name in ("mean", "std"))
-        return [(f - m) / s for f, m, s in zip(pyramid, mean, std)]
+        return [scale(f) for scale, f in zip(self.scales, pyramid)]
 
     def reconstruct(self, f_enc: list[Tensor]) -> list[Tensor]:
         """Return the decoder's pyramid for a standardised pyramid, of which it sees the deepest level only."""
@@ -191,7 +189,8 @@ class HFR(FeatureDetector):
 
     def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
         if self.config.standardise:
-            self._measure_channels(features)
+            for scale, level in zip(self.scales, features.levels):
+                scale.measure(level, self.config.floor)
         trained = nn.ModuleList([self.bottleneck, self.decoder])
         options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress)
         self.history = train(
@@ -201,13 +200,6 @@ class HFR(FeatureDetector):
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine the residual maps: equation (hfr-map) [reconstruction]."""
         return scoring.fuse(list(residuals.values()), self.map_size, self.config.sigma, self.config.fusion)
-
-    def _measure_channels(self, features: Features) -> None:
-        """Mean and deviation of each channel over all normal images and positions."""
-        for k, level in enumerate(features.levels):
-            mean, std = channel_scale(level, self.config.floor)
-            self.get_buffer(f"mean_{k}").copy_(mean.view(1, -1, 1, 1))
-            self.get_buffer(f"std_{k}").copy_(std.view(1, -1, 1, 1))
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:

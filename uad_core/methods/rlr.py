@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features, channel_scale
+from uad_core.features import Features
 from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
+from uad_core.methods.channels import ChannelScale
 from uad_core.methods.windows import local_attention, window_mask, window_size
 from uad_core.training import train
 
@@ -272,9 +273,7 @@ class RLR(FeatureDetector):
     def __init__(self, config: RLRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)
         _check(config, backbone)
-        for k, c in enumerate(backbone.channels):
-            self.register_buffer(f"mean_{k}", torch.zeros(1, c, 1, 1))
-            self.register_buffer(f"std_{k}", torch.ones(1, c, 1, 1))
+        self.scales = nn.ModuleList(ChannelScale(c) for c in backbone.channels)
         self.nets = nn.ModuleList(
             LevelNetwork(config, channels, config.width * stride, grid)
             for channels, stride, grid in zip(backbone.channels, backbone.strides, _grids(backbone, image_size))
@@ -285,7 +284,7 @@ class RLR(FeatureDetector):
 
         Source: RLR chapter, equation (rlr-tokens) [fact; that channels are standardised first is a reconstruction].
         """
-        f = (f - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"std_{level}")
+        f = self.scales[level](f)
         if self.config.pool:
             f = F.avg_pool2d(f, 3, stride=1, padding=1)  # zeros beyond the border are counted
         return f.flatten(2).transpose(1, 2)
@@ -314,7 +313,8 @@ class RLR(FeatureDetector):
         The history is the sum of the levels' losses.
         """
         if self.config.standardise:
-            self._measure_channels(features)
+            for scale, level in zip(self.scales, features.levels):
+                scale.measure(level, self.config.floor)
         histories = []
         for k, net in enumerate(self.nets):
             only = Features(features.levels[k : k + 1], features.key)
@@ -325,12 +325,6 @@ class RLR(FeatureDetector):
                       key=f"{self.run_key(features)}-{k}", **options)
             )  # fmt: skip
         self.history = [sum(losses) for losses in zip(*histories)]
-
-    def _measure_channels(self, features: Features) -> None:
-        for k, level in enumerate(features.levels):
-            mean, std = channel_scale(level, self.config.floor)
-            self.get_buffer(f"mean_{k}").copy_(mean.view(1, -1, 1, 1))
-            self.get_buffer(f"std_{k}").copy_(std.view(1, -1, 1, 1))
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Bring the maps of all levels to the image's size and average them, unsmoothed: equation (rlr-map) [fact]."""
