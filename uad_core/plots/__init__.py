@@ -14,7 +14,7 @@ from .curves import (
     rate_curve,
     score_histogram,
 )
-from .pictures import blend, contact_sheet, draw_outline, overlay
+from .pictures import blend, contact_sheet, draw_outline, overlay, picture_grid
 from .residuals import residual_panel
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "line_with_band",
     "loss_curve",
     "overlay",
+    "picture_grid",
     "rate_curve",
     "residual_panel",
     "score_histogram",

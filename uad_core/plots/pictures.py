@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -19,7 +20,7 @@ from .base import COLOURS, MAP_COLOURS, STYLE, WIDTH, as_array, as_picture, figu
 if TYPE_CHECKING:
     from uad_core.datasets.base import ImageSet
 
-__all__ = ["blend", "clear", "contact_sheet", "draw_outline", "overlay"]
+__all__ = ["blend", "clear", "contact_sheet", "draw_outline", "overlay", "picture_grid"]
 
 Array = torch.Tensor | np.ndarray
 
@@ -173,3 +174,44 @@ def contact_sheet(image_set: ImageSet, count: int = 12, columns: int = 6) -> Fig
         if image_set.has_masks:
             draw_outline(ax, image_set.mask(i))
     return sheet
+
+
+@matplotlib.rc_context(STYLE)
+def picture_grid(
+    rows: Mapping[str, Array], titles: Sequence[str] | None = None, masks: Array | None = None
+) -> Figure:
+    """Show pictures in rows that bear names, such as images and what several models make of them.
+
+    Args:
+        rows: name -> (N, 3, H, W) in [0, 1], or (N, h, w) values that share one colour scale within their row. All rows
+            hold the same number N.
+        titles: one for each of the N columns.
+        masks: (N, H, W) bool, drawn as outlines on the rows of their size.
+
+    Raises:
+        UserError: rows of different lengths, or none.
+    """
+    counts = {len(pictures) for pictures in rows.values()}
+    if len(counts) != 1 or counts == {0}:
+        raise UserError(f"a grid of rows with {sorted(counts)} pictures: give each row the same number, at least one")
+    columns = counts.pop()
+    cell = min(1.3, (WIDTH - 1.1) / columns)
+    heights = [cell * np.shape(pictures)[-2] / np.shape(pictures)[-1] for pictures in rows.values()]
+    sheet = figure(sum(heights) + 0.35 * bool(titles) + 0.1)
+    grid = sheet.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
+        _draw_row(axes, name, pictures, masks)
+    for ax, title in zip(grid[0], titles or [], strict=False):
+        ax.set_title(title.replace("_", " "), fontsize=9)
+    return sheet
+
+
+def _draw_row(axes: np.ndarray, name: str, pictures: Array, masks: Array | None) -> None:
+    values = as_array(pictures)
+    scale = {} if values.ndim == 4 else {"cmap": MAP_COLOURS, "vmin": values.min(), "vmax": values.max()}
+    for k, ax in enumerate(axes):
+        clear(ax)
+        ax.imshow(as_picture(values[k]) if values.ndim == 4 else values[k], **scale)
+        if masks is not None and np.shape(masks)[1:] == values.shape[-2:]:
+            draw_outline(ax, masks[k], width=0.8, halo=0.6)
+    axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
