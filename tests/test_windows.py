@@ -6,6 +6,7 @@ import pytest
 import torch
 from dense_rlr import additive_masks, attention
 
+from uad_core.methods import windows
 from uad_core.methods.windows import local_attention, window_mask, window_size
 
 GRIDS = [(7, 9), (5, 12), (2, 2), (4, 4), (9, 2), (32, 32)]
@@ -104,6 +105,8 @@ def test_what_lies_outside_a_window_has_no_influence_at_all(grid: tuple[int, int
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (2, 2), (5, 5), (6, 3)], ids=str)
 def test_padding_to_whole_tiles_leaves_no_nan(grid: tuple[int, int]) -> None:
     for window in (1, 3):
+        # Whether a query without any key becomes NaN depends on torch's version: there must be none.
+        assert windows._visible(grid, window, torch.device("cpu")).any(-1).all()
         inputs = drawn(grid)
         out = local_attention(*inputs, grid, window)
         assert out.isfinite().all()
