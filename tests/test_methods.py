@@ -140,7 +140,7 @@ def test_settings_may_be_text() -> None:
         ({"lr": "nan"}, "lr cannot be nan: give a number from 0 up"),
         ({"sigma": "inf"}, "sigma cannot be inf: give a number from 0 up"),
         ({"map_stride": 0}, "map_stride cannot be 0: give a number from 1 to 32"),
-        ({"strides": ""}, "strides cannot be (): give numbers from 1 up"),
+        ({"strides": ""}, "strides cannot be empty: give at least one value, several with commas between them"),
         ({"widths": "8,0"}, "widths cannot be (8, 0): give numbers from 1 up"),
         ({"betas": "0.9,1"}, "betas cannot be (0.9, 1.0): give numbers from 0 to 0.9999"),
     ],

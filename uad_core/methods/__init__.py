@@ -139,7 +139,9 @@ def _require_range(config_class: type[Config], key: str, value: Any) -> None:
     """Refuse numbers outside the range of their field, infinite ones and empty tuples."""
     low, high = config_class.RANGES.get(key, (0, math.inf))
     numbers = value if isinstance(value, tuple) else (value,)
-    if not numbers or any(not low <= n <= high or n == math.inf for n in numbers if not isinstance(n, str)):
+    if not numbers:
+        raise UserError(f"{key} cannot be empty: give at least one value, several with commas between them")
+    if any(not low <= n <= high or n == math.inf for n in numbers if not isinstance(n, str)):
         limits = f"from {low:g} to {high:g}" if high < math.inf else f"from {low:g} up"
         raise UserError(
             f"{key} cannot be {value!r}: give {'numbers' if isinstance(value, tuple) else 'a number'} {limits}"
