@@ -1,5 +1,12 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     notebook_metadata_filter: kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -138,10 +145,10 @@ for k, level in enumerate(features.levels, 1):
 # shows: dividing by a deviation near zero would turn rounding noise into the largest feature of all. With $\varepsilon = 0.1$ no channel is enlarged more than ten times beyond the typical one of its level. From here on
 # $f_{enc}^{\,k}$ means the standardised features.
 #
-# ```{literalinclude} ../uad_core/methods/hfr.py
-# :pyobject: HFR.standardise
+# ```{literalinclude} ../uad_core/methods/channels.py
+# :pyobject: ChannelScale.measure
 # :lineno-match:
-# :caption: Equation (hfr-standardise) in {py:meth}`uad_core.methods.hfr.HFR.standardise`
+# :caption: Equation (hfr-standardise) in {py:class}`uad_core.methods.channels.ChannelScale`
 # ```
 
 # %% mystnb={"figure": {"caption": "Deviation of every channel over the normal images, sorted, level by level. The spread inside a level is what standardisation removes.", "name": "fig-hfr-channels"}, "image": {"alt": "Three rising curves of channel deviations, one per level, on a logarithmic axis."}}

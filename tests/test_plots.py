@@ -214,3 +214,22 @@ def test_all_figures_look_alike_and_leave_no_state(samples):
     with matplotlib.rc_context():
         plots.style()
         assert matplotlib.rcParams["savefig.facecolor"] == "white"
+
+
+def test_a_grid_has_a_row_for_each_name_and_one_scale_in_a_row() -> None:
+    values = torch.arange(12.0).view(3, 2, 2)
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    masks[1, 2:5, 2:5] = True
+    sheet = plots.picture_grid({"photo": torch.rand(3, 3, 8, 8), "error": values}, ["a_b", "c", "d"], masks)
+    axes = np.array(sheet.axes).reshape(2, 3)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["photo", "error"]
+    assert [ax.get_title() for ax in axes[0]] == ["a b", "c", "d"]
+    assert {ax.images[0].get_clim() for ax in axes[1]} == {(0.0, 11.0)}
+    # Outlines where the sizes agree and there is something to outline.
+    assert [len(ax.collections) > 0 for ax in axes.ravel()] == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": torch.rand(2, 4, 4), "b": torch.rand(3, 4, 4)}, {"a": torch.rand(0, 4, 4)}])
+def test_a_grid_of_unequal_or_empty_rows_is_refused(rows: dict) -> None:
+    with pytest.raises(UserError, match="give each row the same number"):
+        plots.picture_grid(rows)

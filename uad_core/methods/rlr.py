@@ -352,7 +352,7 @@ def _grids(backbone: Backbone, image_size: tuple[int, int]) -> list[tuple[int, i
 def _check(config: RLRConfig, backbone: Backbone) -> None:
     """Refuse blocks that are not known and widths that heads or positions do not divide."""
     unknown = [kind for kind in config.blocks if kind not in BLOCKS]
-    if unknown or len(set(config.blocks)) != len(config.blocks) or not config.blocks:
+    if unknown or len(set(config.blocks)) != len(config.blocks):
         raise UserError(f"blocks {','.join(config.blocks)!r}: name each once, among {', '.join(BLOCKS)}")
     for d in (config.width * stride for stride in backbone.strides):
         if d % config.heads or d % 4:
