@@ -322,7 +322,7 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # ```{literalinclude} ../uad_core/methods/rlr.py
 # :pyobject: Layer.forward
 # :lineno-match:
-# :caption: Equation (rlr-layer) in {py:class}`uad_core.methods.rlr.Layer`
+# :caption: Equation (rlr-layer) in the class `Layer` of {py:mod}`uad_core.methods.rlr`
 # ```
 #
 # The constants 2 and 1 can be replaced by gates $g_b$, learned numbers that start at 1 (`gate="gate"`), or a small network that sees the mean and the largest of all tokens (`gate="net"`):
