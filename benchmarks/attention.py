@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from memory import peak_mb
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # the oracle of the tests is the rival here
 
@@ -66,15 +67,6 @@ def lca_step(program: str, side: int, batch: int, options: argparse.Namespace) -
 
 TASKS: dict[str, Callable[[str, int, int, argparse.Namespace], Callable[[], None]]] = {
     "training step": network_step, "LCA alone": lca_step}  # fmt: skip
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # the count of `getrusage` may begin with what the parent process held
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(task: str, program: str, side: int, batch: int, options: argparse.Namespace) -> tuple[list[float], float]:

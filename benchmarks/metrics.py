@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
+from memory import peak_mb
 
 
 def draw(images: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +63,6 @@ def scikit_learn(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
 
 PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
     "exact": ours, "streaming": streaming, "scikit-learn": scikit_learn}
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(name: str, images: int, size: int, runs: int) -> dict:

@@ -15,6 +15,8 @@ TINY = argparse.Namespace(steps=2, rounds=1, width=8, heads=2, layers=1, channel
 
 
 def program(name: str):
+    if str(PROGRAMS) not in sys.path:
+        sys.path.append(str(PROGRAMS))  # where a program that is run finds its neighbours
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", PROGRAMS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
