@@ -88,6 +88,9 @@ members = select(DATASET, CATEGORY)
 classes = {m.name: datasets.load(m.source, m.category, image_size=detector.image_size) for m in members}
 train_set = joined([data.train for data in classes.values()])
 features = uad_core.extract(detector.backbone, train_set, device=detector.device)
+test_features = {
+    name: uad_core.extract(detector.backbone, data.test, device=detector.device, progress=False) for name, data in classes.items()
+}
 print(f"{len(classes)} classes, {len(train_set)} normal images in one set:", ", ".join(classes))
 
 # %% [markdown]
@@ -104,7 +107,8 @@ print(f"{len(classes)} classes, {len(train_set)} normal images in one set:", ", 
 # %%
 level = Features(features.levels[:1], features.key)  # stride 8 only
 channels, grid = level.levels[0].shape[1], detector.nets[0].grid
-detector.scales[0].measure(level.levels[0], detector.config.floor)
+if detector.config.standardise:
+    detector.scales[0].measure(level.levels[0], detector.config.floor)
 
 
 def tokens(f):
@@ -396,13 +400,20 @@ print(f"length of the noise over length of the token: {measured:.2f}, from the f
 # First by hand: one local cross attention, written as equation {eq}`rlr-lca` reads, with every pair of positions computed and the wrong ones thrown away.
 
 # %%
-block = detector.nets[0].layers[0].blocks[0]
 net = detector.nets[0]
+block = net.layers[0].blocks[0]
+
+
+def lca_weights(z, k_r):
+    """Weights a of equation (rlr-attention) in the first LCA, for embedded tokens (N, L, d) and reference (L, d)."""
+    q, k = block.split(block.q(z)), block.split(block.k(k_r))  # (N, H, L, d/H), (H, L, d/H)
+    weights = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5  # (N, H, L, L)
+    return weights.masked_fill(~window_mask(grid, window).to(weights.device), -torch.inf).softmax(-1)
+
+
 with torch.no_grad():
     z, k_r = net.embed(clean), net.embed_reference(net.reference)[0]  # (N, L, d), (L, d)
-    q, k, v = block.split(block.q(z)), block.split(block.k(k_r)), block.split(block.v(k_r))
-    weights = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5  # (N, H, L, L)
-    weights = weights.masked_fill(~window_mask(grid, window).to(weights.device), -torch.inf).softmax(-1)
+    weights, v = lca_weights(z, k_r), block.split(block.v(k_r))  # (N, H, L, L), (H, L, d/H)
     by_hand = block.out((weights @ v).transpose(1, 2).flatten(2))  # (N, L, d)
     from_class = block(z, k_r[None])
 
@@ -468,8 +479,9 @@ plots.loss_curve(detector.history)
 
 # %%
 def variant(**settings):
-    """A network of stride 8 on the same tokens, trained for a few epochs; settings differ from the page's profile."""
-    model = uad_core.create("rlr", profile="smoke", seed=SEED, image_size=detector.image_size, strides=(8,), epochs=5, **settings)
+    """A network of stride 8 on the same tokens, trained for a few epochs; settings differ from the short profile."""
+    same = dict(backbone=detector.backbone.name, standardise=detector.config.standardise)
+    model = uad_core.create("rlr", profile="smoke", seed=SEED, image_size=detector.image_size, strides=(8,), epochs=5, **same, **settings)
     model.to(detector.device)
     return model.fit(level, progress=False)
 
@@ -563,10 +575,7 @@ plots.picture_grid(memory, list(classes))
 
 # %% mystnb={"figure": {"caption": "Attention weights of LCA's first layer for a query in the middle of the grid and one in its corner, for one image of each class. What LCA adds at that position comes from these few tokens of the reference; MLKA adds content from the rest of the image.", "name": "fig-rlr-attention"}, "image": {"alt": "Two rows of maps, one column for each class: dark but for a small window in the middle, or in the upper left corner, within which the weights differ from class to class."}}
 with torch.no_grad():
-    z, k_r = net.embed(clean), net.embed_reference(net.reference)[0]
-    q, k = block.split(block.q(z)), block.split(block.k(k_r))
-    logits = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(~window_mask(grid, window).to(z.device), -torch.inf)
-looks = logits.softmax(-1).mean(1)  # (N, L, L)
+    looks = lca_weights(net.embed(clean), net.embed_reference(net.reference)[0]).mean(1)  # (N, L, L)
 plots.picture_grid({"middle": looks[:, middle].view(-1, *grid), "corner": looks[:, 0].view(-1, *grid)}, list(classes))
 
 # %% [markdown]
@@ -575,7 +584,7 @@ plots.picture_grid({"middle": looks[:, middle].view(-1, *grid), "corner": looks[
 # Now the real test images, all classes with the one model. The panel shows of each class the first defective image.
 
 # %%
-predicted = {name: detector.predict(data.test, progress=False) for name, data in classes.items()}
+predicted = {name: detector.predict(part, progress=False) for name, part in test_features.items()}
 first = {name: int(np.flatnonzero(data.test.labels)[0]) for name, data in classes.items()}
 
 
@@ -616,16 +625,16 @@ panel(dict(list(alarms.items())[:6]))
 # First the run that you have just seen.
 
 # %%
-def evaluate(model, inputs):
-    """Metrics of one model on every class; inputs: name -> test images, or their features."""
+def evaluate(predictions):
+    """Metrics of one model on every class; predictions: name -> maps and scores of its test images."""
     rows = {}
-    for name, data in classes.items():
-        maps, scores = predicted[name] if model is detector else model.predict(inputs[name], progress=False)
-        rows[name] = metrics.evaluate(scores, data.test.labels, maps, data.test.masks())
+    for name, (maps, scores) in predictions.items():
+        test = classes[name].test
+        rows[name] = metrics.evaluate(scores, test.labels, maps, test.masks())
     return pd.DataFrame(rows).T.loc[:, ["image_auroc", "pixel_auroc", "pixel_ap", "aupro"]]
 
 
-measured = evaluate(detector, predicted)
+measured = evaluate(predicted)
 measured.loc["mean"] = measured.mean()
 measured.style.format("{:.3f}")
 
@@ -675,17 +684,12 @@ print("pixel AUROC of the joint model on bottle is at least .97:", bottle["pixel
 # **Each part taken away.** First the same short training on stride 8, all classes in one model, one thing changed at a time:
 
 # %%
-test_set = joined([data.test for data in classes.values()])
-of_test = uad_core.extract(detector.backbone, test_set, device=detector.device, progress=False)
-bounds = np.cumsum([0, *(len(data.test) for data in classes.values())])
-parts = {name: slice(a, b) for name, a, b in zip(classes, bounds, bounds[1:])}
-
-
 def ablation(**settings):
     """Mean metrics over classes, and the copied share, of a variant; "LCA only" was trained above."""
     model = lca_only if settings == {"blocks": "lca"} else variant(**settings)
-    one = {name: Features([of_test.levels[0][part]], "test") for name, part in parts.items()}
-    return evaluate(model, one).mean().to_dict() | {"copied share": copied_share(model.nets[0])}
+    of_level = {name: Features(part.levels[:1], part.key) for name, part in test_features.items()}
+    predictions = {name: model.predict(part, progress=False) for name, part in of_level.items()}
+    return evaluate(predictions).mean().to_dict() | {"copied share": copied_share(model.nets[0])}
 
 
 # %%
