@@ -145,7 +145,7 @@ def test_models_of_different_sets_of_categories_are_never_averaged(tmp_path):
     assert "one model for 3: a, b, c." in text
 
 
-def test_a_joint_model_of_several_data_sets_has_a_mean_for_each(tmp_path):
+def test_a_joint_model_of_several_data_sets_has_a_mean_for_each_and_one_over_all(tmp_path):
     parts = {"procedural/a": 0.6, "mvtec_ad/bottle": 0.7, "procedural/b": 0.8, "mvtec_ad/cable": 0.9}
     per_category = {name: {"image_auroc": value} for name, value in parts.items()}
     add(tmp_path, "rlr", "all", 1, 0.75, "procedural,mvtec_ad", per_category=per_category, joint=True)
@@ -153,9 +153,19 @@ def test_a_joint_model_of_several_data_sets_has_a_mean_for_each(tmp_path):
     for dataset, expected in (("procedural", 0.7), ("mvtec_ad", 0.8)):
         row = line(frame, dataset=dataset, category="mean of 2")
         assert row["image_auroc"] == pytest.approx(expected) and row["fit_s"] == 101
+    whole = frame[frame["dataset"].str.contains(",")]  # no line for a paper: none trained on this mixture
+    assert whole["category"].tolist() == ["mean of 4"] and whole["image_auroc"].tolist() == pytest.approx([0.75])
+    assert not tables.frame("compare", tmp_path)["dataset"].str.contains(",").any()
     row = line(tables.frame("cost", tmp_path), category="4 categories")
     assert row["fit_s"] == 101 and set(row["dataset"].split(",")) == {"procedural", "mvtec_ad"}
     assert "one model for 4" in tables.table("cost", tmp_path)
+
+
+def test_categories_of_one_name_in_two_data_sets_are_two_in_the_mean_over_all(tmp_path):
+    per_category = {"procedural/a": {"image_auroc": 0.6}, "mvtec_ad/a": {"image_auroc": 0.9}}
+    add(tmp_path, "rlr", "all", 0, 0.75, "procedural,mvtec_ad", per_category=per_category, joint=True)
+    row = line(tables.frame("rlr", tmp_path), category="mean of 2")
+    assert row["image_auroc"] == pytest.approx(0.75)
 
 
 def test_the_table_of_banks_holds_the_runs_whose_bank_was_changed(tmp_path):

@@ -65,7 +65,7 @@ def data(
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="hfr, or a baseline: see `uad list`.")],
+    method: Annotated[str, typer.Argument(help="A method or a baseline of `uad list`.")],
     out: Annotated[Path, typer.Option(help="Folder for result.json, maps.npz and model/.")],
     dataset: Annotated[
         str, typer.Option(help="A name of `uad list`, or a folder in MVTec layout; several as a,b.")
@@ -118,7 +118,7 @@ def predict(
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, cost.")],
+    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, bank, cost.")],
     format_: Annotated[str, typer.Option("--format", help="text, md, latex, html or csv")] = "text",
     ledger: Annotated[Path | None, typer.Option(help="Folder of results; else the book's own.")] = None,
     add: Annotated[Path | None, typer.Option(help="First add the runs below this folder to the ledger.")] = None,

@@ -90,7 +90,7 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
     per_model = runs.assign(**runs[times].div(runs["n_categories"].where(~one_model, 1), axis=0))
     measured = _over_seeds(pd.concat([single, *_means(per_model)], ignore_index=True))
     if name == "compare":
-        measured = measured[measured["category"].isin(_scopes(runs))]
+        measured = measured[measured["dataset"].isin(runs["dataset"]) & measured["category"].isin(_scopes(runs))]
     reported = _reported(measured, peers=name in ("compare", "one-class"))
     rows = pd.DataFrame(measured.to_dict("records") + reported, columns=measured.columns)
     # Stable: within a data set, measured rows keep their order and reported ones follow.
@@ -142,18 +142,31 @@ def _scopes(runs: pd.DataFrame) -> set[str]:
 def _means(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """For each method and setting one row a seed with the mean over categories, as if it were a category.
 
-    The categories are those of the seed that was run on most; only seeds with all of them count, so that seeds are
-    never averaged over different categories. A metric that one category lacks is lacking in the mean.
+    One model for several data sets has a mean for each of them and one over all.
     """
     for _, group in runs.groupby([g for g in _GROUP if g != "category"], sort=False):
-        per_seed = group.groupby("seed")["category"].agg(set)
-        wanted = max(per_seed, key=len)
-        if len(wanted) < 2:
-            continue
-        for seed in per_seed.index[per_seed.map(wanted.issubset)]:
-            rows = group[(group["seed"] == seed) & group["category"].isin(wanted)]
-            values = rows.groupby("category")[[*_METRICS, *_COSTS]].mean().mean(skipna=False)
-            yield rows.iloc[:1].assign(category=f"mean of {len(wanted)}", **values)
+        yield from _mean_of(group)
+    for _, group in runs[runs["joint"]].groupby([g for g in _GROUP if g not in ("dataset", "category")], sort=False):
+        names = group["dataset"].unique()
+        if len(names) > 1:
+            yield from (row.assign(dataset=",".join(names)) for row in _mean_of(group))
+
+
+def _mean_of(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """One row a seed with the mean over the categories of the seed that was run on most.
+
+    Only seeds with all of these categories count, so that seeds are never averaged over different ones. A metric that
+    one category lacks is lacking in the mean.
+    """
+    group = group.assign(place=group["dataset"] + "/" + group["category"])
+    per_seed = group.groupby("seed")["place"].agg(set)
+    wanted = max(per_seed, key=len)
+    if len(wanted) < 2:
+        return
+    for seed in per_seed.index[per_seed.map(wanted.issubset)]:
+        rows = group[(group["seed"] == seed) & group["place"].isin(wanted)]
+        values = rows.groupby("place")[[*_METRICS, *_COSTS]].mean().mean(skipna=False)
+        yield rows.iloc[:1].drop(columns="place").assign(category=f"mean of {len(wanted)}", **values)
 
 
 def _over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -176,7 +189,7 @@ def _reported(measured: pd.DataFrame, peers: bool) -> list[dict[str, object]]:
     """For each data set and paper what it claims, or that nothing was found; then, if asked for, other methods."""
     rows = []
     for (dataset, method), group in measured.groupby(["dataset", "method"], sort=False):
-        if method in papers.PAPERS:
+        if method in papers.PAPERS and "," not in dataset:  # no paper trained one model on our mixture
             own = [_reported_row(p, "paper") for p in papers.published(method, dataset)]
             nothing = {"dataset": dataset, "category": "mean", "method": method, "source": _nothing(dataset)}
             rows += own or [nothing]
