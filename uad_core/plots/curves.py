@@ -145,7 +145,7 @@ def grouped_bars(
     groups = list(frame.groupby(hue, sort=False)) if hue else [(None, frame)]
     width = 0.8 / len(groups)
     for i, (name, group) in enumerate(groups):
-        spread = group.groupby(x, sort=False)[y].agg(["mean", "std"]).fillna(0.0)  # one run has no sd
+        spread = group.groupby(x, sort=False)[y].agg(["mean", "std"])  # one run has no sd: no whisker is drawn
         at = [places[value] + (i - (len(groups) - 1) / 2) * width for value in spread.index]
         bars = ax.bar(at, spread["mean"], width, yerr=spread["std"], capsize=3, label=name,
                       hatch=_HATCHES[i % len(_HATCHES)], edgecolor="white")
