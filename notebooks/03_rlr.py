@@ -690,7 +690,7 @@ print("image AUROC of the joint model on bottle is at least .98:", bottle["image
 print("pixel AUROC of the joint model on bottle is at least .97:", bottle["pixel AUROC", "RLR, one model for all"] >= 0.97)
 
 # %% [markdown]
-# Both marks are reached. On average the joint model is no worse than a model for each category, and ahead of the neighbour mask trained alike; where joint and separate RLR differ most, on `tablet`, the joint model has been shown over twenty times as many images in all. Tablet is hard for all three models, and its image AUROC is near chance for two of them. The paper's own figures were not in what we could read: `uad table rlr` prints every row of the ledger and says so beside each data set. On the magnetic tiles of MTD it is the pixels that stay hard; our explanation ◇ is that no two normal tiles look alike at the same position.
+# Both marks are reached. On average the joint model is as good as a model for each category, as far as one seed of the latter can tell, and ahead of the neighbour mask trained alike; where joint and separate RLR differ most, on `tablet`, the joint model has been shown over twenty times as many images in all. Tablet is hard for all three models, and its image AUROC is near chance for two of them. The paper's own figures were not in what we could read: `uad table rlr` prints every row of the ledger and says so beside each data set. On the magnetic tiles of MTD it is the pixels that stay hard; our explanation ◇ is that no two normal tiles look alike at the same position.
 #
 # ## What breaks it
 #
