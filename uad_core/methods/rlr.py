@@ -259,7 +259,7 @@ class RLR(FeatureDetector):
     config_class = RLRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(
-            image_size=128, standardise=True, width=8, layers=2, heads=2, epochs=5, lr=6e-3, decay="onecycle"
+            image_size=128, standardise=True, width=8, layers=2, heads=2, epochs=4, lr=4e-3, decay="onecycle"
         ),
         "cpu": dict(standardise=True, width=8, layers=2, heads=2, epochs=12, lr=3e-3, decay="onecycle"),
         "colab": dict(backbone="tf_efficientnet_b6", epochs=60, batch_size=16, lr=4e-4, decay="onecycle"),
