@@ -30,7 +30,7 @@
 # **What is reproduced.** The architecture as the authors published it in code; one model for the six built-in categories, and for those together with two real ones;
 # the shortcut, measured; the ablations of attention, reference and noise. The paper's own tables were not in what we could read, so none of our numbers stands beside one of theirs.
 #
-# **Cost.** This page runs in under three minutes on two processor cores, on images that the book draws itself. `UAD_PROFILE=cpu` takes some ten minutes for the six categories. Outside Colab nothing is downloaded unless
+# **Cost.** This page runs in under three minutes on two processor cores, on images that the book draws itself. `UAD_PROFILE=cpu` trains longer, on images of 256 pixels. Outside Colab nothing is downloaded unless
 # you ask for real data. On a GPU the profile `colab` was not timed yet.
 #
 # **Afterwards you can** say why a reconstruction network learns to copy, measure how much of a foreign patch passes through it, draw who attends to whom, and tell which ways from input to output masks and a missing
@@ -355,9 +355,10 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # ```
 
 # %% tags=["nbval-check-output"]
+torch.manual_seed(SEED)
 noise = feature_jitter(clean, detector.config.jitter) - clean
-measured = (noise.norm(dim=-1) / clean.norm(dim=-1)).mean().item()
-print(f"length of the noise over length of the token: {measured:.2f}, from the formula {4 / channels**0.5:.2f}")
+ratio = (noise.norm(dim=-1) / clean.norm(dim=-1)).square().mean().sqrt().item()
+print(f"length of the noise over length of the token, root mean square: {ratio:.2f}, from the formula {4 / channels**0.5:.2f}")
 
 # %% [markdown]
 # ### Loss, score, map
@@ -527,7 +528,7 @@ with torch.no_grad():
     rows = {"image": foreign, "its features": paint(pasted)} | {name: paint(network(pasted)) for name, network in networks.items()}
 plots.picture_grid(rows, list(classes), masks)
 
-# %% mystnb={"figure": {"caption": "The score map of each network for the images of the figure above, on one scale within each row. The square stands out in every row, though in the neighbour mask's tablet the tablet's outline is brighter; how large its error is, and how much larger than elsewhere, is in the table below, since the scale differs from row to row.", "name": "fig-rlr-errors"}, "image": {"alt": "Score maps of four networks, one row each and one column for each class. In nearly every map the square is brighter than its surroundings, most clearly in RLR's row and least in the circuit's column; in the neighbour mask's tablet the outline of the tablet is brighter than the square."}}
+# %% mystnb={"figure": {"caption": "The score map of each network for the images of the figure above, on one scale within each row. The square stands out in every row, though in the neighbour mask's tablet the tablet's outline is brighter; how large its error is, and how much larger than elsewhere, is in the table below, since the scale differs from row to row.", "name": "fig-rlr-errors"}, "image": {"alt": "Score maps of four networks, one row each and one column for each class. In nearly every map the square is brighter than its surroundings, most sharply in RLR's row and least in the circuit's column; in the neighbour mask's tablet the outline of the tablet is brighter than the square."}}
 errors = {
     name: scoring.feature_distance(network(pasted).transpose(1, 2), pasted.transpose(1, 2), 1.0, 1.0).view(-1, *grid).detach()
     for name, network in networks.items()
