@@ -118,6 +118,7 @@ def tokens(f):
     return detector.tokens(0, f)
 
 # %%
+torch.manual_seed(SEED)
 autoencoder = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
 autoencoder.to(detector.device)
 
