@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from uad_core.errors import UserError
 
-__all__ = ["BACKBONES", "Backbone", "BackboneInfo", "load_backbone"]
+__all__ = ["BACKBONES", "Backbone", "BackboneInfo", "Frozen", "load_backbone"]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -62,7 +62,15 @@ BACKBONES: dict[str, BackboneInfo] = {
 }
 
 
-class Backbone(nn.Module):
+class Frozen(nn.Module):
+    """A module that is never trained: it stays in evaluation mode, and no saved model holds its weights."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in evaluation mode whatever the parent does: batch normalisation must never see training mode."""
+        return super().train(False)
+
+
+class Backbone(Frozen):
     """A frozen network that maps images to a pyramid of feature maps.
 
     Call it with images (N, 3, H, W), float, in [0, 1]; it returns one map (N, C_l, h_l, w_l) per level,
@@ -81,14 +89,23 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
 
-    def train(self, mode: bool = True) -> Backbone:
-        """Stay frozen: batch normalisation must never see training mode."""
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         images = (images - self.mean) / self.std
         return list(self.net(images.contiguous(memory_format=torch.channels_last)))
+
+    @torch.no_grad()
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Return the pyramid of images (N, 3, H, W) as float32: computed in half precision where they are on a GPU.
+
+        Where half precision overflows inside the network, the batch is computed again in single precision.
+        """
+        half = images.device.type == "cuda"
+        with torch.autocast(images.device.type, dtype=torch.float16, enabled=half):
+            maps = self(images)
+        if half and not all(f.isfinite().all() for f in maps):
+            maps = self(images)
+        return [f.float() for f in maps]
 
 
 def load_backbone(

@@ -83,7 +83,13 @@ def run(
     root: Root = None,
     profile: Annotated[str, typer.Option(help=PROFILES)] = "cpu",
     backbone: Annotated[str | None, typer.Option(help="Any timm network; else the profile's.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=32, max=4096, help="Pixels; else the profile's.")] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Pixels, HEIGHTxWIDTH, or auto (the shape of the first image); else the profile's.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of everything random.")] = 0,
     device: Device = "auto",
     set_: Annotated[
@@ -92,11 +98,13 @@ def run(
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit on normal images, evaluate on the test images, and keep result, maps and model."""
+    from uad_core import datasets
     from uad_core.experiment import Experiment
     from uad_core.experiment import run as run_experiment
 
+    size = None if image_size is None else datasets.parse_size(image_size)
     experiment = Experiment(
-        method, dataset, category, root, profile, backbone, image_size, seed, device, _settings(set_ or []), joint
+        method, dataset, category, root, profile, backbone, size, seed, device, _settings(set_ or []), joint
     )
     result = run_experiment(experiment, out, progress=_watched())
     typer.echo(json.dumps(result, indent=2) if json_ else _summary(result, out))
@@ -113,7 +121,7 @@ def predict(
     from uad_core.prediction import predict_files
 
     for row in predict_files(model, images, out, device, progress=_watched()):
-        typer.echo(f"{row.verdict:9s} {row.score:10.4f}  {row.image}")
+        typer.echo(f"{row.verdict:10s} {row.score:10.4f}  {row.image}")
 
 
 @app.command()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
 import resource
 import sys
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,12 +15,15 @@ from typing import Any
 import torch
 
 from uad_core.datasets import ImageSet
+from uad_core.features import images_at_a_time
 from uad_core.methods.base import Detector
 
-__all__ = ["Stopwatch", "environment", "measure_cost", "sources_digest"]
+__all__ = ["Peaks", "Stopwatch", "environment", "measure_cost"]
 
 TIMED_IMAGES = 32
 ROUNDS = 5
+BUDGET_SECONDS = 10.0
+LINUX_STATUS, LINUX_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Stopwatch:
@@ -44,42 +46,86 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-def measure_cost(detector: Detector, images: ImageSet, model: Path) -> dict[str, Any]:
-    """Return the cost of predicting and keeping: the fields of "cost" in `result.json` but the time of fitting.
+class Peaks:
+    """Measure the largest memory of the process and of the GPU in a `with` block, in MB: `rss_mb`, `gpu_mb` or None.
 
-    Prediction and the backbone alone are timed in turn, on the same decoded images, and the medians are reported, so
-    that their ratio holds when the machine's speed drifts.
+    Where the system cannot reset the process's peak (it can on Linux), it is that since the process began.
     """
-    device = detector.device
-    step = max(1, len(images) // TIMED_IMAGES)
-    batches = images.images(range(0, len(images), step)[:TIMED_IMAGES]).to(device).split(4)
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.rss_mb, self.gpu_mb = 0.0, None
+
+    def __enter__(self) -> Peaks:
+        try:
+            LINUX_RESET.write_text("5")
+        except OSError:
+            pass  # another system, or one that forbids it
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.rss_mb = _peak_rss_mb()
+        if self.device.type == "cuda":
+            self.gpu_mb = torch.cuda.max_memory_allocated(self.device) / 2**20
+
+
+def measure_cost(detector: Detector, images: ImageSet, model: Path) -> dict[str, Any]:
+    """Return the cost of predicting and keeping: times per image, parameters, and bytes of the folder `model`.
+
+    Prediction and the description of images (for most methods, the backbone) are timed in turn, in the same precision,
+    on the same decoded images, and the medians are reported, so that their ratio holds when the machine's speed drifts.
+    After `BUDGET_SECONDS` no further batch is timed; `timed_images` says how many images the figures come from.
+    """
+    whole, alone, timed = _timings(detector, images)
     backbone = getattr(detector, "backbone", None)
-    whole, alone = [], []
-    for batch in (batches[0], *batches):  # the first pass over a batch only warms up
-        whole.append(_milliseconds(detector.score, batch, device))
-        alone.append(_milliseconds(backbone, batch, device) if backbone else 0.0)
     return {
-        "predict_ms_per_image": median(whole[1:]),
-        "backbone_ms_per_image": median(alone[1:]) if backbone else None,
-        "peak_rss_mb": _peak_rss_mb(),
-        "peak_gpu_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
+        "predict_ms_per_image": median(whole),
+        "backbone_ms_per_image": median(alone) if backbone else None,
+        "timed_images": timed,
         "parameters": sum(p.numel() for p in detector.parameters()),
         "model_bytes": sum(file.stat().st_size for file in model.iterdir()),
     }
 
 
-def _milliseconds(function, batch: torch.Tensor, device: torch.device) -> float:
-    times = []
-    for _ in range(ROUNDS):
-        with torch.no_grad(), Stopwatch(device) as watch:
-            function(batch)
-        times.append(watch.seconds)
-    return 1000 * median(times) / len(batch)
+def _timings(detector: Detector, images: ImageSet) -> tuple[list[float], list[float], int]:
+    """Return milliseconds per image of scoring and of describing, batch by batch, and the number of images timed."""
+    device = detector.device
+    step = max(1, len(images) // TIMED_IMAGES)
+    chosen = range(0, len(images), step)[:TIMED_IMAGES]
+    at_a_time = min(4, images_at_a_time(images.image_size, device))
+    starts = range(0, len(chosen), at_a_time)
+    batches = [images.images(chosen[i : i + at_a_time]) for i in starts]
+    whole, alone, seen = [], [], set()
+    begun = time.perf_counter()
+    # The first batch warms up and does not count.
+    for k in chain([None], *repeat(range(len(batches)), ROUNDS)):
+        batch = batches[k or 0].to(device)
+        times = _milliseconds(detector.score, batch, device), _milliseconds(detector.describe, batch, device)
+        if k is None:
+            continue
+        whole.append(times[0])
+        alone.append(times[1])
+        seen.add(k)
+        if time.perf_counter() - begun > BUDGET_SECONDS:
+            break
+    return whole, alone, sum(len(batches[k]) for k in seen)
+
+
+def _milliseconds(function: Callable, batch: torch.Tensor, device: torch.device) -> float:
+    with torch.no_grad(), Stopwatch(device) as watch:
+        function(batch)
+    return 1000 * watch.seconds / len(batch)
 
 
 def _peak_rss_mb() -> float:
-    # Linux counts kilobytes, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+    try:
+        line = next(line for line in LINUX_STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        # Linux counts kilobytes, macOS bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -106,15 +152,3 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-@lru_cache(maxsize=1)
-def sources_digest() -> str:
-    """Return the package's version and a hash of its sources, so that a result tells which code made it."""
-    from uad_core import __version__
-
-    folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(str(file.relative_to(folder)).replace(os.sep, "/").encode() + b"\0" + file.read_bytes())
-    return f"{__version__}+{digest.hexdigest()[:12]}"

@@ -28,12 +28,14 @@ from scipy import ndimage
 
 from uad_core.errors import UserError
 
-__all__ = ["Ranks", "StreamingPixelMetrics", "aupro", "auroc", "average_precision", "evaluate", "f1_max",
+__all__ = ["METRICS", "Ranks", "StreamingPixelMetrics", "aupro", "auroc", "average_precision", "evaluate", "f1_max",
            "precision_recall_curve", "pro_curve", "roc_curve"]
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 FPR_LIMIT = 0.3
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+METRICS = ("image_auroc", "image_ap", "image_f1max", *PIXEL_METRICS)
+EXACT_PIXELS = 2**27  # a test set with more pixels is judged by binned scores: sorting them would take 6 bytes for each
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def evaluate(scores: Any, labels: Any, maps: Any = None, masks: Any = None) -> d
 
     ``scores`` and ``labels`` (N,), ``maps`` and ``masks`` (N, H, W). An anomalous image may have an empty mask (a
     defect can vanish in resizing), a normal one may not mark any pixel. UserError: as `auroc` and `aupro`, masks
-    without maps, or arrays that disagree.
+    without maps, or arrays that disagree. Of more than `EXACT_PIXELS` pixels, `StreamingPixelMetrics` gives the metrics.
     """
     image = _sample_ranks(scores, labels)
     result: dict[str, float | None] = {"image_auroc": image.area(image.count), "image_ap": image.average_precision(),
@@ -163,14 +165,14 @@ def evaluate(scores: Any, labels: Any, maps: Any = None, masks: Any = None) -> d
         return result | dict.fromkeys(PIXEL_METRICS)
     if maps is None:
         raise UserError("masks were given without maps: pass the anomaly maps too, or leave the masks out")
-    pixel = _pixel_ranks(maps, masks)
+    pixel = _pixel_values(maps, masks)
     labels, marked = _binary(labels, "labels"), _binary(masks, "masks").any(axis=(1, 2))
     if labels.shape != marked.shape:
         raise UserError(f"labels {labels.shape} and masks {np.shape(masks)} disagree: give one mask (H, W) per image")
     if (marked & ~labels).any():
         raise UserError(f"image {np.argmax(marked & ~labels)} is labelled normal but its mask marks anomalous pixels: "
                         "correct the label or the mask")
-    return result | _pixel_metrics(pixel, FPR_LIMIT)
+    return result | pixel
 
 
 class StreamingPixelMetrics:
@@ -234,6 +236,17 @@ class StreamingPixelMetrics:
         fp = np.cumsum(normal[::-1])[::-1][row]
         return Ranks(fp_above=fp - normal[row], fp=fp, count=self._count[row], weight=self._weight[row],
                      n_normal=int(normal.sum()))
+
+
+def _pixel_values(maps: Any, masks: Any) -> dict[str, float]:
+    """The metrics of pixels and regions: exact, or of binned scores where there are too many to sort."""
+    if np.size(masks) <= EXACT_PIXELS:
+        return _pixel_metrics(_pixel_ranks(maps, masks), FPR_LIMIT)
+    binned = StreamingPixelMetrics()
+    step = max(1, EXACT_PIXELS // (64 * np.size(masks[0])))  # a batch takes some 20 bytes for each of its pixels
+    for start in range(0, len(masks), step):
+        binned.update(maps[start : start + step], masks[start : start + step])
+    return binned.compute()
 
 
 def _pixel_metrics(ranks: Ranks, limit: float) -> dict[str, float]:

@@ -8,13 +8,16 @@ both would make two images incomparable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor
 
-__all__ = ["feature_distance", "fuse", "gaussian_blur", "image_score", "normal_threshold", "upsample"]
+__all__ = ["feature_distance", "fuse", "gaussian_blur", "image_score", "images_needed", "normal_threshold", "upsample",
+           "verdict"]
 
 
 def feature_distance(f: Tensor, g: Tensor, lambda_d: float = 0.1, lambda_c: float = 1.0) -> Tensor:
@@ -77,9 +80,36 @@ def image_score(maps: Tensor, how: str = "max") -> Tensor:
     return flat.amax(1) if how == "max" else flat.mean(1)
 
 
-def normal_threshold(scores: Tensor) -> Tensor:
-    """Place the verdict's threshold from the scores (N,) of normal images: mean plus three standard deviations.
+def normal_threshold(scores: Tensor, false_alarms: float) -> Tensor:
+    """Place a threshold that a normal image exceeds with probability `false_alarms`, from scores (m,) of normal ones.
 
-    It uses no anomalous image. Metrics never depend on it; only the printed verdict does.
+    The images must not be those that the detector learned from. With m >= 1/false_alarms - 1 of them it is the k-th
+    largest score, k = floor(false_alarms (m + 1)): whatever the distribution of scores, a further normal image exceeds
+    it with probability k/(m + 1). With fewer, it is the upper prediction limit of a normal law for the logarithms of
+    the scores, mean + t sd sqrt(1 + 1/m) with the quantile t of Student's law for m - 1 degrees of freedom.
+    NaN where there are fewer than two scores, or one is not finite or not positive. Metrics never depend on it.
+
+    Source: order statistics of exchangeable scores, as in conformal prediction; Vovk, Gammerman, Shafer, Algorithmic
+    Learning in a Random World, 2005. G. J. Hahn, W. Q. Meeker, Statistical Intervals, 1991, for the normal law.
     """
-    return scores.mean() + 3 * scores.std(correction=0)
+    m = len(scores)
+    if m < 2 or not scores.isfinite().all():
+        return scores.new_tensor(float("nan"))
+    if m >= images_needed(false_alarms):
+        k = math.floor(false_alarms * (m + 1) + 1e-9)  # 0.02 · 50 must not round down to 0
+        return scores.sort(descending=True).values[k - 1]
+    logs = scores.double().log()
+    t = student.ppf(1 - false_alarms, m - 1)
+    return (logs.mean() + t * logs.std() * (1 + 1 / m) ** 0.5).exp().to(scores.dtype)
+
+
+def images_needed(false_alarms: float) -> int:
+    """Return how many held-out normal images a false-alarm rate takes without assumptions on their scores."""
+    return math.ceil(1 / false_alarms - 1 - 1e-9)
+
+
+def verdict(score: float, threshold: float) -> str:
+    """Call an image "anomalous" above the threshold, else "normal"; "no verdict" where the threshold is NaN."""
+    if not math.isfinite(threshold):
+        return "no verdict"
+    return "anomalous" if score > threshold else "normal"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from uad_core.errors import UserError
+from uad_core.files import replacing
+from uad_core.randomness import epoch_seed, reseed, seeded
 
 __all__ = ["Batches", "Schedule", "pick_device", "train"]
 
 CHECKPOINT_SECONDS = 15.0
+HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 class Batches(Protocol):
@@ -39,18 +43,33 @@ class Batches(Protocol):
 class Schedule:
     """How long and how fast a method learns.
 
-    epochs, batch_size: counts. lr: peak learning rate of Adam. decay: "constant", or "onecycle" (a short warm-up,
-    then a cosine to zero). clip: largest gradient norm, 0 for none. precision: "auto" (half precision on CUDA,
-    single elsewhere), or a name of Lightning Fabric's: "32-true", "16-mixed", "bf16-mixed".
+    epochs: passes over the data; steps: updates of the weights in their place, 0 for none. batch_size: images of a
+    batch; accumulate: batches of an update. lr: peak learning rate of Adam; betas, weight_decay: its other constants,
+    the decay decoupled (AdamW). decay: "constant", or "onecycle" (a short warm-up, then a cosine to zero). clip:
+    largest gradient norm, 0 for none. ema: what an update keeps of the running average of the weights, which are the
+    result then; 0 for none. precision: "auto" (half precision on CUDA, single elsewhere), "32-true", "16-mixed" or
+    "bf16-mixed".
     """
 
     epochs: int
     batch_size: int
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
     decay: str = "constant"
     clip: float = 0.0
+    steps: int = 0
+    accumulate: int = 1
+    ema: float = 0.0
     precision: str = "auto"
+
+    def per_epoch(self, images: int) -> int:
+        """How many updates one pass over so many images makes."""
+        return -(-len(split(torch.arange(images), self.batch_size)) // self.accumulate)
+
+    def updates(self, images: int) -> int:
+        """How many updates the whole training makes."""
+        return self.steps or self.epochs * self.per_epoch(images)
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -90,28 +109,22 @@ def train(
 
     Raises UserError when the loss is no longer finite.
     """
-    fabric, model, optimiser = _set_up(model, schedule, device)
-    steps = schedule.epochs * len(split(torch.arange(len(data)), schedule.batch_size))
-    decay = _decay(optimiser, schedule, steps)
-    state = {"model": model, "optimiser": optimiser, "decay": decay}
-    history = _resume(state, checkpoint, key, device)
+    updates = schedule.updates(len(data))
+    epochs = math.ceil(updates / schedule.per_epoch(len(data)))
+    learner = Learner(model, schedule, device, updates)
+    history = _resume(learner, checkpoint, key, device)
     saved = time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        bar = tqdm(range(len(history), schedule.epochs), desc="training", disable=not progress, leave=False)
+    with seeded(seed):
+        bar = tqdm(range(len(history), epochs), desc="training", disable=not progress, leave=False)
         for epoch in bar:
-            history.append(_epoch(fabric, state, data, loss, schedule, hash_seed(seed, epoch), device))
+            left = updates - epoch * schedule.per_epoch(len(data))
+            history.append(_epoch(learner, data, loss, epoch_seed(seed, epoch), left))
             bar.set_postfix(loss=f"{history[-1]:.4f}")
-            due = time.monotonic() - saved > CHECKPOINT_SECONDS or epoch + 1 == schedule.epochs
-            if checkpoint and due:
-                _save(state, history, checkpoint, key)
+            if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or epoch + 1 == epochs):
+                _save(learner, history, checkpoint, key)
                 saved = time.monotonic()
-    model.eval()
+    learner.finish()
     return history
-
-
-def hash_seed(seed: int, epoch: int) -> int:
-    """Give every epoch of every seed its own random stream."""
-    return seed * 1_000_003 + epoch
 
 
 def split(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -122,73 +135,99 @@ def split(order: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
-def _set_up(model: nn.Module, schedule: Schedule, device: torch.device):
-    # Imported here: prediction and `uad list` never need it.
-    from lightning_fabric import Fabric
+class Learner:
+    """A model and everything beside it that an update changes: what a checkpoint holds."""
 
-    precision = schedule.precision
-    if precision == "auto":
-        precision = "16-mixed" if device.type == "cuda" else "32-true"
-    index = [device.index or 0] if device.type == "cuda" else 1
-    fabric = Fabric(accelerator=device.type, devices=index, precision=precision)
-    optimiser = torch.optim.Adam(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=schedule.lr,
-        betas=schedule.betas,
-        fused=device.type != "mps",
-    )
-    return fabric, *fabric.setup(model, optimiser)
+    def __init__(self, model: nn.Module, schedule: Schedule, device: torch.device, updates: int):
+        self.model, self.schedule, self.device = model, schedule, device
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        options = dict(lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay)
+        self.optimiser = torch.optim.AdamW(self.weights, fused=device.type != "mps", **options)
+        self.decay = _decay(self.optimiser, schedule, updates)
+        precision = schedule.precision
+        if precision == "auto":
+            precision = "16-mixed" if device.type == "cuda" else "32-true"
+        self.half = HALF.get(precision)
+        # Gradients of half precision underflow unless the loss is scaled up; bfloat16 has the range of single.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema)) if schedule.ema else None
+
+    def learn(self, batches: list[tuple[Any, float]], loss: Callable[[Any], Tensor]) -> Tensor:
+        """Update the weights once from batches and their shares of the loss; return the loss, on the device."""
+        self.optimiser.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for batch, share in batches:
+            with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+                value = loss(batch)
+            self.scaler.scale(value * share).backward()
+            total += value.detach() * share
+        if self.schedule.clip:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.weights, self.schedule.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.decay.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return total
+
+    def finish(self) -> None:
+        """Leave the model as it is to be used: averaged, if the schedule says so, and in evaluation mode."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        self.model.eval()
+
+    def parts(self) -> dict[str, Any]:
+        """Return the parts whose states make a checkpoint."""
+        names = ("model", "optimiser", "decay", "scaler", "average")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def _decay(optimiser, schedule: Schedule, steps: int):
+def _decay(optimiser, schedule: Schedule, updates: int):
     if schedule.decay == "onecycle":
         # torch divides by the warm-up's steps less one: with ten in all, a tenth of them would be a division by zero.
-        warm_up = 0.1 if steps != 10 else 0.2
+        warm_up = 0.1 if updates != 10 else 0.2
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, schedule.lr, total_steps=steps, pct_start=warm_up, cycle_momentum=False
+            optimiser, schedule.lr, total_steps=updates, pct_start=warm_up, cycle_momentum=False
         )
     return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
 
 
-def _epoch(fabric, state: dict, data: Batches, loss, schedule: Schedule, seed: int, device: torch.device) -> float:
-    """Go through the data once in a random order; the loss is summed on the device, so a step never waits for it."""
-    model, optimiser, decay = state["model"], state["optimiser"], state["decay"]
-    torch.manual_seed(seed)
-    model.train()
-    total = torch.zeros((), device=device)
-    for index in split(torch.randperm(len(data)), schedule.batch_size):
-        optimiser.zero_grad()
-        with fabric.autocast():
-            value = loss(data.batch(index, device))
-        fabric.backward(value)
-        if schedule.clip:
-            fabric.clip_gradients(model, optimiser, max_norm=schedule.clip)
-        optimiser.step()
-        decay.step()
-        total += value.detach() * len(index)
-    mean = total.item() / len(data)
-    if mean != mean or mean in (float("inf"), float("-inf")):
+def _epoch(learner: Learner, data: Batches, loss, seed: int, most: int) -> float:
+    """Go through the data once in a random order, with `most` updates at the most; return the mean loss.
+
+    The loss is summed on the device, so that an update never waits for it.
+    """
+    reseed(seed)
+    learner.model.train()
+    batches = split(torch.randperm(len(data)), learner.schedule.batch_size)
+    total, images = torch.zeros((), device=learner.device), 0
+    for first in range(0, len(batches), learner.schedule.accumulate)[:most]:
+        group = batches[first : first + learner.schedule.accumulate]
+        count = sum(map(len, group))
+        drawn = ((data.batch(index, learner.device), len(index) / count) for index in group)
+        total += learner.learn(drawn, loss) * count
+        images += count
+    mean = total.item() / images
+    if not math.isfinite(mean):
         raise UserError("training diverged: the loss is no longer finite; lower the learning rate with --set lr=...")
     return mean
 
 
-def _save(state: dict, history: list[float], checkpoint: Path, key: str) -> None:
-    """Write the checkpoint behind its SHA-256, beside, then rename: a killed process leaves the previous one whole."""
+def _save(learner: Learner, history: list[float], checkpoint: Path, key: str) -> None:
+    """Write the checkpoint behind its SHA-256: a killed process leaves the previous one whole."""
     # Serialised in memory first: torch reports a full disk as an error of its own, a plain write as OSError.
     buffer = io.BytesIO()
-    torch.save({"key": key, "history": history, **{k: v.state_dict() for k, v in state.items()}}, buffer)
+    states = {name: part.state_dict() for name, part in learner.parts().items()}
+    torch.save({"key": key, "history": history, **states}, buffer)
     content = buffer.getvalue()
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_name(checkpoint.name + f".{os.getpid()}.part")
-    try:
+    with replacing(checkpoint) as part:
         part.write_bytes(hashlib.sha256(content).digest() + content)
-        os.replace(part, checkpoint)
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _resume(state: dict, checkpoint: Path | None, key: str, device: torch.device) -> list[float]:
-    """Load a checkpoint of the same run into `state`; start afresh where there is none, or only a damaged one."""
+def _resume(learner: Learner, checkpoint: Path | None, key: str, device: torch.device) -> list[float]:
+    """Load a checkpoint of the same run; start afresh where there is none, or only a damaged one."""
     if checkpoint is None or not checkpoint.is_file():
         return []
     content = checkpoint.read_bytes()
@@ -198,6 +237,6 @@ def _resume(state: dict, checkpoint: Path | None, key: str, device: torch.device
     saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     if saved["key"] != key:
         return []
-    for name, part in state.items():
+    for name, part in learner.parts().items():
         part.load_state_dict(saved[name])
     return saved["history"]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uad_core.features import Features
+from uad_core.randomness import seeded
 from uad_core.training import Schedule, train
 
 __all__ = ["FeaturePainter"]
@@ -27,8 +28,7 @@ class FeaturePainter(nn.Module):
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], width: int = 64, seed: int = 0):
         super().__init__()
         self.seed = seed
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.inputs = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
             doublings = strides[0].bit_length() - 1
             self.stages = nn.Sequential(*(_doubling(width >> i, width >> (i + 1)) for i in range(doublings)))

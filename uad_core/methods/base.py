@@ -1,17 +1,17 @@
 """What all methods share: a detector that is fitted on normal images and maps anomalies.
 
-A method of the book subclasses `FeatureDetector` and writes three functions: `fit_features`, `feature_residuals` and,
-where its map is not the plain fusion of its residuals, `fuse`. Configurations are frozen dataclasses whose every
-field says whether its value is the paper's or our reconstruction.
+A method of the book subclasses `Detector`, or `FeatureDetector` if it looks at images through a frozen backbone, and
+writes how an image is described, how it learns and what its residuals are: `describe`, `learn`, `map_residuals`. Fitting
+is the same for all: hold out some normal images, learn on the rest, calibrate on those held out.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,83 +20,64 @@ import torch
 from torch import Tensor, nn
 
 from uad_core import scoring
-from uad_core.backbones import Backbone
-from uad_core.features import Features, extract, image_batches, pyramid_of
-from uad_core.training import Schedule
+from uad_core.backbones import Backbone, Frozen
+from uad_core.datasets.base import DataWarning, ImageSet, as_images
+from uad_core.features import Described, Features, Live, description_key, keep
+from uad_core.methods.settings import Config
+from uad_core.sources import code_version
 
-__all__ = ["Config", "Detector", "FeatureDetector", "fact", "reconstruction"]
+__all__ = ["Detector", "FeatureDetector", "Paper", "hold_out"]
 
-
-def fact(default: Any, source: str) -> Any:
-    """Declare a configuration field whose value is the paper's own; `source` says where it is stated."""
-    return dataclasses.field(default=default, metadata={"mark": "fact", "note": source})
-
-
-def reconstruction(default: Any, why: str) -> Any:
-    """Declare a configuration field whose value is our reconstruction; `why` gives its reason."""
-    return dataclasses.field(default=default, metadata={"mark": "reconstruction", "note": why})
+HELD_OUT = 8  # one image in eight is held out
+MOST_HELD_OUT = 512  # enough to place a threshold at a false-alarm rate of one in five hundred
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Settings that every method has."""
+@dataclass(frozen=True)
+class Paper:
+    """The paper that a method is of, as the book's tables name it.
 
-    sigma: float = reconstruction(4.0, "pixels; the smoothing that the field uses at 256 pixels")
-    score: str = reconstruction("max", "image score: 'max' or 'mean' of the anomaly map")
-    map_stride: int = reconstruction(1, "pixels of the image per pixel of the anomaly map")
+    reconstructs, source, means: the method in one sentence, "it reconstructs ... from ... with ...". chapter: the name
+    of the notebook, without its suffix. key: of its entry in the bibliography.
+    """
 
-    # Text fields take one of these; numbers lie within these limits, from 0 up where none are given.
-    CHOICES: ClassVar[dict[str, tuple]] = {"score": ("max", "mean")}
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {"map_stride": (1, 32)}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedConfig(Config):
-    """Settings of a method that learns by gradient descent."""
-
-    epochs: int = reconstruction(20, "passes over the training images; the last one counts")
-    batch_size: int = reconstruction(8, "images per step")
-    lr: float = reconstruction(3e-3, "peak learning rate of Adam")
-    decay: str = reconstruction("onecycle", "'constant', or 'onecycle': a short warm-up, then a cosine to zero")
-    clip: float = reconstruction(0.0, "largest gradient norm; 0 for none")
-    precision: str = reconstruction("auto", "'auto', '32-true', '16-mixed' or 'bf16-mixed'")
-
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        **Config.CHOICES,
-        "decay": ("constant", "onecycle"),
-        "precision": ("auto", "32-true", "16-mixed", "bf16-mixed"),
-    }
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **Config.RANGES,
-        "epochs": (1, math.inf),
-        "batch_size": (1, math.inf),
-    }
-
-    def schedule(self) -> Schedule:
-        """Collect the fields that the training loop needs."""
-        names = (field.name for field in dataclasses.fields(Schedule))
-        return Schedule(**{name: getattr(self, name) for name in names if hasattr(self, name)})
+    title: str
+    authors: str
+    arxiv: str
+    year: int
+    reconstructs: str
+    source: str
+    means: str
+    chapter: str
+    key: str
 
 
 class Detector(nn.Module, ABC):
     """A model of normal images.
 
     image_size: (H, W) of the images that it is fitted on and of its anomaly maps. seed: of everything random in it.
-    `threshold` is set by `fit`: images that score higher are called anomalous.
+    `fit` keeps the scores of the images that it held out, ascending, in `normal_scores`, and places `threshold` by
+    them: images that score higher are called anomalous. It is NaN where no threshold can be placed.
     """
 
     name: ClassVar[str]
+    paper: ClassVar[Paper | None] = None
     config_class: ClassVar[type[Config]]
     profiles: ClassVar[dict[str, dict[str, Any]]]
     one_class: ClassVar[dict[str, Any]] = {}
     # Whether several categories share one model unless the user says otherwise.
     joint: ClassVar[bool] = False
+    # Whether the description of an image is always the same, and may be computed once and kept.
+    keeps: ClassVar[bool] = True
+    # Data sets that the method takes something from besides normal images, such as textures.
+    takes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config, image_size: tuple[int, int], seed: int):
         super().__init__()
         self.config, self.image_size, self.seed = config, image_size, seed
         self.history: list[float] = []
+        self.others: dict[str, ImageSet] = {}  # of `takes`, those that are there
         self.register_buffer("threshold", torch.tensor(float("nan")))
+        self.register_buffer("normal_scores", torch.zeros(0))
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -108,16 +89,26 @@ class Detector(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.threshold.device
 
-    @abstractmethod
-    def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> Detector:
-        """Learn what is normal from images (N, 3, H, W) in [0, 1], an `ImageSet`, or their `Features`.
-
-        checkpoint: a file from which a killed run continues.
-        """
+    # --- what a method writes ---
 
     @abstractmethod
-    def residuals(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the named residual maps (N, h, w) of images (N, 3, H, W): what the book draws."""
+    def describe(self, images: Tensor) -> list[Tensor]:
+        """Return the description of images (N, 3, H, W) in [0, 1]: maps (N, C_k, h_k, w_k), as prediction sees them."""
+
+    def draw(self, images: Tensor) -> Any:
+        """Return what is learned from images (N, 3, H, W), where the description is not kept: augmented, say."""
+        return self.describe(images)
+
+    @abstractmethod
+    def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
+        """Learn from normal images. checkpoint: a file from which a killed run continues."""
+
+    def calibrate(self, normal: Described) -> None:
+        """Measure on normal images that `learn` has not seen what is normal, so that residuals can be judged by it."""
+
+    @abstractmethod
+    def map_residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
+        """Return the named residual maps (N, h, w) of a description."""
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine residual maps into the anomaly map (N, H, W)."""
@@ -127,46 +118,114 @@ class Detector(nn.Module, ABC):
         """Reduce anomaly maps (N, H, W) to image scores (N,)."""
         return scoring.image_score(maps, self.config.score)
 
+    # --- what all have ---
+
+    def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> Detector:
+        """Learn what is normal from images (N, 3, H, W) in [0, 1], an `ImageSet`, or their description.
+
+        One image in eight is held out: level scales and the verdict's threshold come from images that `learn` has not
+        seen. checkpoint: a file from which a killed run continues.
+        """
+        data = self.described(images, progress=progress)
+        learned, held_out = hold_out(len(data), self.seed)
+        self.learn(data.subset(learned), checkpoint=checkpoint, progress=progress)
+        self.eval()
+        normal = data.subset(held_out if len(held_out) else learned)
+        with torch.no_grad():
+            self.calibrate(normal)
+        self.place_threshold(normal if len(held_out) else None)
+        return self
+
+    def described(self, images, *, keep_it: bool = True, cache: Path | None = None, progress: bool = True) -> Described:
+        """Return a set of images as this detector looks at them; what is described already is passed through.
+
+        keep_it: False for images that are looked at once. cache: a folder for kept descriptions.
+        """
+        if isinstance(images, (Features, Live)):
+            return images
+        images = as_images(images, self.image_size)
+        key = description_key(images, *self.described_by())
+        if self.keeps and keep_it:
+            return keep(images, self.describe, key, self.device, cache, progress)
+        return Live(images, self.describe, self.draw, key)
+
+    def described_by(self) -> tuple[object, ...]:
+        """Return what a description depends on besides the images: backbones, and settings."""
+        return (self.name,)
+
+    @torch.no_grad()
+    def residuals(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the named residual maps (N, h, w) of images (N, 3, H, W): what the book draws."""
+        return self.map_residuals(self.describe(images.to(self.device)))
+
     @torch.no_grad()
     def anomaly_map(self, images: Tensor) -> Tensor:
         """Return the anomaly maps (N, H, W) of images (N, 3, H, W); never squashed, never scaled per image."""
-        return self.fuse(self.residuals(images.to(self.device)))
+        return self.fuse(self.residuals(images))
 
     def score(self, images: Tensor) -> Tensor:
         """Return the image scores (N,) of images (N, 3, H, W); higher is more anomalous."""
         return self.score_maps(self.anomaly_map(images))
 
-    def batches(self, images, progress: bool) -> Iterator[dict[str, Tensor]]:
-        """Yield the residual maps of a set of images, batch by batch."""
-        for batch in image_batches(images, self.device, progress=progress, title="prediction"):
-            yield self.residuals(batch)
-
     @torch.no_grad()
-    def predict(self, images, *, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Map and score a whole set: float32 anomaly maps (N, H, W) and image scores (N,)."""
+    def batches(self, images, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield anomaly maps (B, H, W) and image scores (B,) of a set, batch by batch, on the detector's device."""
         self.eval()
-        maps = [self.fuse(residuals).float() for residuals in self.batches(images, progress)]
-        scores = torch.cat([self.score_maps(m) for m in maps])
-        return torch.cat([m.cpu() for m in maps]).numpy(), scores.cpu().numpy()
+        for description in self.described(images, keep_it=False).in_order(self.device, progress):
+            maps = self.fuse(self.map_residuals(description)).float()
+            yield maps, self.score_maps(maps)
 
-    def calibrate(self, images) -> None:
-        """Set the verdict's threshold from the scores of the normal images themselves."""
-        _, scores = self.predict(images, progress=False)
-        self.set_threshold(torch.from_numpy(scores))
+    def predict(
+        self, images, *, progress: bool = True, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Map and score a whole set: float32 anomaly maps (N, H, W), written into `out` if given, and scores (N,)."""
+        images = self.described(images, keep_it=False)
+        maps = np.empty((len(images), *self.map_size), np.float32) if out is None else out
+        scores = np.empty(len(images), np.float32)
+        done = 0
+        for batch, values in self.batches(images, progress):
+            rows = slice(done, done := done + len(batch))
+            maps[rows], scores[rows] = batch.cpu().numpy(), values.cpu().numpy()
+        return maps, scores
 
-    def set_threshold(self, normal_scores: Tensor) -> None:
-        """Place the verdict's threshold above the scores (N,) of normal images."""
-        self.threshold.fill_(scoring.normal_threshold(normal_scores).item())
+    def place_threshold(self, normal: Described | None) -> None:
+        """Place the verdict's threshold by the scores of normal images that were not learned from; None if there are none.
+
+        Warns where the threshold cannot be placed: there is no verdict then.
+        """
+        scores = torch.cat([values for _, values in self.batches(normal)]) if normal else torch.zeros(0)
+        self.normal_scores = scores.sort().values.float().to(self.device)
+        self.threshold.fill_(scoring.normal_threshold(self.normal_scores, self.config.false_alarms).item())
+        if not self.threshold.isfinite():
+            enough = scoring.images_needed(self.config.false_alarms)
+            warnings.warn(
+                f"no verdict: {len(scores)} held-out scores place no threshold; for at most "
+                f"{self.config.false_alarms:.1%} false alarms give 16 normal images or more ({HELD_OUT * enough} to "
+                "assume nothing about their scores)",
+                DataWarning,
+                stacklevel=3,
+            )
+
+    def verdicts(self, scores: np.ndarray) -> list[str]:
+        """Call image scores (N,) "anomalous" or "normal"; "no verdict" where there is no threshold."""
+        return [scoring.verdict(score, self.threshold.item()) for score in scores.tolist()]
+
+    def run_key(self, data: Described) -> str:
+        """Name everything that determines the fitted model: no checkpoint is mistaken for another run's."""
+        others = {name: part.sha256 for name, part in self.others.items()}
+        parts = (self.name, self.config, self.seed, data.key, others, code_version(type(self).__module__))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def save(self, folder: Path | str) -> Path:
         """Write the fitted detector into `folder`: see `uad_core.save`."""
-        from uad_core import methods
+        from uad_core.methods import storage
 
-        return methods.save(self, folder)
+        return storage.save(self, folder)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Return the weights and buffers that fitting made; the backbone's are not among them."""
-        return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+        """Return the weights and buffers that fitting made; those of frozen modules are not among them."""
+        frozen = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Frozen))
+        return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith(frozen)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `own_tensors` returned; buffers such as a bank may have another length than a new detector's.
@@ -182,40 +241,25 @@ class Detector(nn.Module, ABC):
 
 
 class FeatureDetector(Detector):
-    """A detector that looks at images through a frozen backbone only."""
+    """A detector that looks at images through a frozen backbone."""
 
     def __init__(self, config: Config, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, image_size, seed)
         self.backbone = backbone
 
-    def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> FeatureDetector:
-        features = images
-        if not isinstance(images, Features):
-            features = extract(self.backbone, images, device=self.device, progress=progress)
-        self.fit_features(features, checkpoint=checkpoint, progress=progress)
-        self.calibrate(features)
-        return self.eval()
+    def describe(self, images: Tensor) -> list[Tensor]:
+        return self.backbone.pyramid(images)
 
-    @abstractmethod
-    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
-        """Learn from the feature pyramids of normal images."""
+    def described_by(self) -> tuple[object, ...]:
+        # The pyramid alone: methods that look at images through the same one may share what was kept.
+        return (self.backbone,)
 
-    @abstractmethod
-    def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
-        """Return the named residual maps (N, h, w) of one batch of pyramids [(N, C_l, h_l, w_l)]."""
 
-    @torch.no_grad()
-    def residuals(self, images: Tensor) -> dict[str, Tensor]:
-        return self.feature_residuals([f.float() for f in pyramid_of(self.backbone, images.to(self.device))])
+def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide `count` images by chance, of `seed`, into those to learn from and those held out, both in order.
 
-    def batches(self, images, progress: bool) -> Iterator[dict[str, Tensor]]:
-        if not isinstance(images, Features):
-            yield from super().batches(images, progress)
-            return
-        for index in torch.arange(len(images)).split(16):
-            yield self.feature_residuals(images.batch(index, self.device))
-
-    def run_key(self, features: Features) -> str:
-        """Name everything that determines the fitted model: no checkpoint is mistaken for another run's."""
-        parts = (self.name, self.config, self.seed, features.key)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    One in eight is held out, at least one and at most `MOST_HELD_OUT`; none of a single image.
+    """
+    held = min(max(1, round(count / HELD_OUT)), MOST_HELD_OUT) if count > 1 else 0
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values, order[:held].sort().values

@@ -7,7 +7,6 @@ Roth et al., CVPR 2022, with a random bank instead of a coreset).
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features
-from uad_core.methods.base import Config, Detector, FeatureDetector, TrainedConfig, reconstruction
+from uad_core.features import Described
+from uad_core.methods.base import Detector, FeatureDetector
+from uad_core.methods.settings import Config, TrainedConfig, reconstruction
 from uad_core.training import train
 
 __all__ = ["NearestNeighbour", "NearestNeighbourConfig", "PixelAutoencoder", "PixelAutoencoderConfig"]
@@ -47,6 +47,7 @@ class PixelAutoencoder(Detector):
     """A convolutional autoencoder whose residual is the squared difference of pixels."""
 
     name = "pixel_ae"
+    keeps = False  # pixels are kept as bytes
     config_class = PixelAutoencoderConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(image_size=128, epochs=40, width=16),
@@ -64,41 +65,25 @@ class PixelAutoencoder(Detector):
         self.encoder = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:])))
         self.decoder = nn.Sequential(*(_up(b, a) for a, b in reversed(list(zip(widths, widths[1:])))))
 
-    def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> PixelAutoencoder:
-        pixels = _Pixels(images)
-        key = hashlib.sha256(repr((self.config, self.seed, pixels.sha256)).encode()).hexdigest()
+    def describe(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         trained = nn.ModuleList([self.encoder, self.decoder])
-        options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress, key=key)
-        self.history = train(trained, pixels, self._loss, self.config.schedule(), **options)
-        self.calibrate(images)
-        return self.eval()
+        options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress)
+        self.history = train(trained, data, self._loss, self.config.schedule(), key=self.run_key(data), **options)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Return the autoencoder's version of images (N, 3, H, W), same shape."""
         out = self.decoder(self.encoder(images - 0.5)) + 0.5
         return F.interpolate(out, size=images.shape[-2:], mode="bilinear") if out.shape != images.shape else out
 
-    @torch.no_grad()
-    def residuals(self, images: Tensor) -> dict[str, Tensor]:
+    def map_residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
+        [images] = description
         return {"pixels": (images - self.reconstruct(images)).square().mean(1)}  # (N, H, W)
 
-    def _loss(self, images: Tensor) -> Tensor:
-        return (images - self.reconstruct(images)).square().mean()
-
-
-class _Pixels:
-    """Training images as 8-bit pixels in memory, batched by index."""
-
-    def __init__(self, images):
-        stacked = images if isinstance(images, Tensor) else images.images()
-        self.pixels = (stacked * 255).round().to(torch.uint8)
-        self.sha256 = hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, index: Tensor, device: torch.device) -> Tensor:
-        return self.pixels[index].to(device, non_blocking=True).float() / 255
+    def _loss(self, description: list[Tensor]) -> Tensor:
+        return self.map_residuals(description)["pixels"].mean()
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,6 @@ class NearestNeighbour(FeatureDetector):
     def __init__(self, config: NearestNeighbourConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)
         self.register_buffer("memory", torch.zeros(0, sum(backbone.channels)))
-        self.register_buffer("owner", torch.zeros(0, dtype=torch.long))
 
     def patches(self, pyramid: list[Tensor]) -> Tensor:
         """Join the levels on the finest grid, each averaged over 3x3 neighbours: (N, h·w, ΣC)."""
@@ -140,42 +124,31 @@ class NearestNeighbour(FeatureDetector):
         joined = torch.cat([F.interpolate(f, size=size, mode="bilinear") for f in smooth], 1)  # (N, ΣC, h, w)
         return joined.flatten(2).transpose(1, 2)  # (N, h·w, ΣC)
 
-    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+    def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         """Draw the bank image by image, so that only the drawn patches are ever in memory."""
         generator = torch.Generator().manual_seed(self.seed)
-        positions = features.levels[0].shape[-1] * features.levels[0].shape[-2]
-        drawn = torch.randperm(len(features) * positions, generator=generator)[: self.config.bank].sort().values
+        positions = data.batch(slice(0, 1))[0][0, 0].numel()
+        drawn = torch.randperm(len(data) * positions, generator=generator)[: self.config.bank].sort().values
         owner = drawn // positions
         rows = [
-            self.patches(features.batch(torch.tensor([i]), self.device))[0, drawn[owner == i] % positions]
+            self.patches(data.batch(torch.tensor([i]), self.device))[0, drawn[owner == i] % positions]
             for i in owner.unique().tolist()
         ]
-        self.memory, self.owner = torch.cat(rows), owner.to(self.device)
+        self.memory = torch.cat(rows)
 
-    def feature_residuals(self, pyramid: list[Tensor], image: int | None = None) -> dict[str, Tensor]:
-        """Return the distance map {"nearest": (N, h, w)}; patches of the training image `image` do not count."""
+    def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
+        """Return the distance map {"nearest": (N, h, w)}."""
         height, width = pyramid[0].shape[-2:]
         points = self.patches(pyramid).flatten(0, 1)  # (N·h·w, ΣC)
         squares = self.memory.square().sum(1)  # (m,)
-        nearest = [self._nearest(part, squares, image) for part in points.split(max(1, CHUNK // len(squares)))]
+        nearest = [self._nearest(part, squares) for part in points.split(max(1, CHUNK // len(squares)))]
         return {"nearest": torch.cat(nearest).view(-1, height, width)}
 
-    def _nearest(self, points: Tensor, squares: Tensor, image: int | None) -> Tensor:
-        """Return the distance (n,) of points (n, ΣC) to the nearest stored patch that is not of the image `image`."""
+    def _nearest(self, points: Tensor, squares: Tensor) -> Tensor:
+        """Return the distance (n,) of points (n, ΣC) to the nearest stored patch."""
         # ‖x - m‖² = ‖x‖² + (‖m‖² - 2<x, m>): one product with the bank, and no copy of it, as `torch.cdist` would make.
         rest = torch.addmm(squares, points, self.memory.T, alpha=-2)  # (n, m)
-        if image is not None:
-            rest.masked_fill_(self.owner == image, float("inf"))
         return (rest.amin(1) + points.square().sum(1)).clamp_min(0).sqrt()
-
-    @torch.no_grad()
-    def calibrate(self, images: Features) -> None:
-        """Score the training images without their own patches, whose distance would be zero."""
-        maps = [
-            self.fuse(self.feature_residuals(images.batch(torch.tensor([i]), self.device), image=i))
-            for i in range(len(images))
-        ]
-        self.set_threshold(self.score_maps(torch.cat(maps)))
 
 
 def _down(inputs: int, outputs: int) -> nn.Sequential:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ChannelScale"]
+from uad_core.features import Described
+
+__all__ = ["ChannelScale", "measure_channels"]
 
 
 class ChannelScale(nn.Module):
     """Bring every channel of a level to mean 0 and deviation 1 over all normal images and positions.
 
-    Before `measure`, it changes nothing.
+    Before it is measured, it changes nothing.
     Source: HFR chapter, equation (hfr-standardise) [reconstruction].
     """
 
@@ -23,31 +27,43 @@ class ChannelScale(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         return (f - self.mean) / self.std  # (N, C, h, w)
 
-    def measure(self, level: Tensor, floor: float) -> None:
-        """Take mean and deviation from the normal features (N, C, h, w) of a level.
+    def set(self, mean: Tensor, std: Tensor, floor: float) -> None:
+        """Take over mean and deviation (C,) of the channels.
 
         A channel that hardly varies on normal images must not be blown up by its own rounding noise: its deviation is
         raised to the fraction `floor` of the median one, taken over the level's channels that do vary.
         """
-        std, mean = _channel_moments(level)
         varying = std[std > 1e-3 * std.max()]
         lowest = floor * varying.median() if len(varying) else torch.ones(())
         self.mean.copy_(mean.view(1, -1, 1, 1))
         self.std.copy_(std.clamp_min(max(lowest.item(), 1e-6)).view(1, -1, 1, 1))
 
 
-def _channel_moments(level: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-    """Deviation and mean (C,) of maps (N, C, h, w), in chunks and in double precision: half would overflow.
+def measure_channels(scales: Sequence[ChannelScale], data: Described, floor: float) -> None:
+    """Measure the channels of all levels on normal images, in one pass; floor: see `ChannelScale.set`."""
+    moments = channel_moments(data.in_order(scales[0].mean.device))
+    for scale, (mean, std) in zip(scales, moments, strict=True):
+        scale.set(mean, std, floor)
+
+
+def channel_moments(batches: Iterable[list[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return mean and deviation (C_k,) of every level of descriptions [(B, C_k, h_k, w_k)], in double precision.
 
     Values count from the first one, so that the deviation of a constant channel is exactly 0.
     """
-    origin = level[:1, :, :1, :1].double()  # (1, C, 1, 1)
-    total = torch.zeros(level.shape[1], dtype=torch.float64)
-    square = torch.zeros_like(total)
-    for part in level.split(chunk):
-        part = part.double() - origin
-        total += part.sum((0, 2, 3))
-        square += part.square().sum((0, 2, 3))
-    n = level.numel() / level.shape[1]
-    mean = total / n
-    return (square / n - mean.square()).clamp_min(0).sqrt(), mean + origin.flatten()
+    origins, totals, squares, counts = [], [], [], []
+    for batch in batches:
+        # Single would lose digits; GPUs that lack double leave it to the processor.
+        levels = [(level.cpu() if level.device.type == "mps" else level).double() for level in batch]
+        if not origins:
+            origins = [level[:1, :, :1, :1] for level in levels]  # (1, C_k, 1, 1)
+            totals, squares = ([level.new_zeros(level.shape[1]) for level in levels] for _ in range(2))
+            counts = [0] * len(levels)
+        for k, level in enumerate(levels):
+            level = level - origins[k]
+            totals[k] += level.sum((0, 2, 3))
+            squares[k] += level.square().sum((0, 2, 3))
+            counts[k] += level.numel() // level.shape[1]
+    means = [total / n for total, n in zip(totals, counts)]
+    deviations = [(s / n - m.square()).clamp_min(0).sqrt() for s, m, n in zip(squares, means, counts)]
+    return [(m + o.flatten(), d) for m, o, d in zip(means, origins, deviations)]

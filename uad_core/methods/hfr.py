@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features
-from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
-from uad_core.methods.channels import ChannelScale
+from uad_core.features import Described
+from uad_core.methods.base import FeatureDetector
+from uad_core.methods.channels import ChannelScale, measure_channels
+from uad_core.methods.settings import TrainedConfig, fact, reconstruction
 from uad_core.training import train
 
 __all__ = ["HFR", "Bottleneck", "Decoder", "HFRConfig"]
@@ -173,7 +174,7 @@ class HFR(FeatureDetector):
         code = self.bottleneck(f_enc[-1])  # (N, width, h, w)
         return self.decoder(code, [tuple(level.shape[-2:]) for level in f_enc])
 
-    def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
+    def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return phi_1 ... phi_K, finest first: equation (hfr-residual) [form is a reconstruction].
 
         pyramid: [(N, C_k, h_k, w_k)] -> {"phi_k": (N, h_k, w_k)}.
@@ -185,17 +186,14 @@ class HFR(FeatureDetector):
 
     def loss(self, pyramid: list[Tensor]) -> Tensor:
         """Sum over levels of the mean residual: equation (hfr-loss); that loss and map are one is the paper's."""
-        return torch.stack([phi.mean() for phi in self.feature_residuals(pyramid).values()]).sum()
+        return torch.stack([phi.mean() for phi in self.map_residuals(pyramid).values()]).sum()
 
-    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+    def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         if self.config.standardise:
-            for scale, level in zip(self.scales, features.levels):
-                scale.measure(level, self.config.floor)
+            measure_channels(self.scales, data, self.config.floor)
         trained = nn.ModuleList([self.bottleneck, self.decoder])
         options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress)
-        self.history = train(
-            trained, features, self.loss, self.config.schedule(), key=self.run_key(features), **options
-        )
+        self.history = train(trained, data, self.loss, self.config.schedule(), key=self.run_key(data), **options)
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine the residual maps: equation (hfr-map) [reconstruction]."""

@@ -25,9 +25,10 @@ from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
 from uad_core.features import Features
-from uad_core.methods.base import FeatureDetector, TrainedConfig, fact, reconstruction
-from uad_core.methods.channels import ChannelScale
-from uad_core.methods.windows import local_attention, window_mask, window_size
+from uad_core.methods.base import FeatureDetector
+from uad_core.methods.channels import ChannelScale, measure_channels
+from uad_core.methods.settings import TrainedConfig, fact, reconstruction
+from uad_core.methods.windows import local_attention, outside_window, window_size
 from uad_core.training import train
 
 __all__ = ["RLR", "Attention", "Embedding", "LevelNetwork", "RLRConfig", "feature_jitter", "sine_positions"]
@@ -143,8 +144,6 @@ class Attention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
         for linear in (self.q, self.k, self.v, self.out):
             nn.init.zeros_(linear.bias)
-        outside = ~window_mask(grid, window) if kind in ("mlka", "msa") else None  # (L, L)
-        self.register_buffer("outside", outside, persistent=False)
 
     @property
     def weight(self) -> float:
@@ -168,7 +167,9 @@ class Attention(nn.Module):
         if self.kind == "lca":
             out = local_attention(q, k, v, self.grid, self.window)
         else:
-            out = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), attn_mask=self.outside)
+            masked = self.kind in ("mlka", "msa")
+            mask = outside_window(self.grid, self.window, q.device) if masked else None  # (L, L)
+            out = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), attn_mask=mask)
         return self.out(out.transpose(1, 2).flatten(2))  # (N, L, d)
 
     def split(self, x: Tensor) -> Tensor:
@@ -295,7 +296,7 @@ class RLR(FeatureDetector):
         targets = [self.tokens(k, f) for k, f in enumerate(pyramid)]
         return [(_maps(x, net.grid), _maps(net(x), net.grid)) for net, x in zip(self.nets, targets)]
 
-    def feature_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
+    def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return s_1, s_2 ..., finest first: equation (rlr-score) [fact]."""
         pairs = self.reconstruct(pyramid)
         return {f"s_{k}": scoring.feature_distance(x, x_hat, 1.0, 1.0) for k, (x, x_hat) in enumerate(pairs, 1)}
@@ -307,22 +308,20 @@ class RLR(FeatureDetector):
         value = scoring.feature_distance(_maps(x_hat, net.grid), _maps(x, net.grid), 1.0, 1.0).mean()
         return value + net.reference_overlap() if self.config.ref_loss else value
 
-    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+    def learn(self, data: Features, *, checkpoint: Path | None, progress: bool) -> None:
         """Train the levels one after another, each with an optimiser of its own [reconstruction: they are independent].
 
         The history is the sum of the levels' losses.
         """
         if self.config.standardise:
-            for scale, level in zip(self.scales, features.levels):
-                scale.measure(level, self.config.floor)
+            measure_channels(self.scales, data, self.config.floor)
         histories = []
         for k, net in enumerate(self.nets):
-            only = Features(features.levels[k : k + 1], features.key)
             kept = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-{k + 1}{checkpoint.suffix}")
             options = dict(seed=self.seed, device=self.device, checkpoint=kept, progress=progress)
             histories.append(
-                train(net, only, lambda batch, k=k: self.loss(k, batch[0]), self.config.schedule(),
-                      key=f"{self.run_key(features)}-{k}", **options)
+                train(net, data.only([k]), lambda batch, k=k: self.loss(k, batch[0]), self.config.schedule(),
+                      key=f"{self.run_key(data)}-{k}", **options)
             )  # fmt: skip
         self.history = [sum(losses) for losses in zip(*histories)]
 

@@ -27,10 +27,11 @@ from torch import Tensor
 from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Features
-from uad_core.methods.base import Config, FeatureDetector, reconstruction
+from uad_core.features import Described
+from uad_core.methods.base import FeatureDetector
 from uad_core.methods.sampling import greedy_coreset, random_sample, subspace_sample
 from uad_core.methods.self_expression import Expression, elastic_net, matching_pursuit
+from uad_core.methods.settings import Config, reconstruction
 
 __all__ = ["SGFR", "SGFRConfig"]
 
@@ -118,33 +119,29 @@ class SGFR(FeatureDetector):
         ]
         return [F.adaptive_avg_pool2d(f, grid) if f.shape[-1] > grid[-1] else f for f in near]
 
-    def express(self, levels: list[Tensor], images: Tensor | None = None) -> list[Expression]:
+    def express(self, levels: list[Tensor]) -> list[Expression]:
         """Combine the data points of each level from its bank.
 
-        images: (N,), where the levels are those of training images: which ones; their own atoms then do not serve them.
         Source: SGFR chapter, equations (sgfr-omp) and (sgfr-elastic-net) [solvers are a reconstruction].
         """
         c = self.config
         expressions = []
         for f, bank in zip(levels, self.banks):
-            points, excluded = to_points(f, c.reading), None
-            if images is not None:
-                owner = images.to(self.device).repeat_interleave(points.shape[1] // len(f))  # (n,)
-                excluded = owner[:, None] == self.origin[:, 0]  # (n, m)
+            points = to_points(f, c.reading)
             if c.solver == "omp":
-                expressions.append(matching_pursuit(points, bank, c.k, excluded))
+                expressions.append(matching_pursuit(points, bank, c.k))
             else:
-                expressions.append(elastic_net(points, bank, c.l1_ratio, c.gamma, excluded=excluded))
+                expressions.append(elastic_net(points, bank, c.l1_ratio, c.gamma))
         return expressions
 
-    def feature_residuals(self, pyramid: list[Tensor], images: Tensor | None = None) -> dict[str, Tensor]:
+    def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return s_l per level, finest first: equation (sgfr-residual) [form is a reconstruction].
 
         pyramid: [(N, C_l, h_l, w_l)] -> {"s_l": (N, h_l, w_l)}; 1 is as badly rebuilt as a normal feature is on
-        average. images: as for `express`.
+        average.
         """
         levels = self.levels(pyramid)
-        pairs = zip(levels, self.express(levels, images))
+        pairs = zip(levels, self.express(levels))
         residuals = [to_maps(e.residual, f.shape, self.config.reading).norm(dim=1) for f, e in pairs]  # (N, h_l, w_l)
         return {f"s_{level}": s / mu for level, (s, mu) in enumerate(zip(residuals, self.scale), 1)}
 
@@ -167,9 +164,9 @@ class SGFR(FeatureDetector):
         sigma = self.config.sigma * grid[0] / self.map_size[0]  # from pixels of the map to cells of the grid
         return scoring.upsample(scoring.gaussian_blur(fused, sigma), self.map_size)
 
-    def fit_features(self, features: Features, *, checkpoint: Path | None, progress: bool) -> None:
+    def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         """Draw candidates, choose the bank among them at the reference level, keep the chosen ones at every level."""
-        rows, origin = self._candidates(features)
+        rows, origin = self._candidates(data)
         reference = rows[self.reference]
         # Each row of the sampler is one data point whole: for "position", its locations side by side.
         whole = reference.transpose(0, 1).flatten(1) / len(reference) ** 0.5  # (n, G·d)
@@ -177,26 +174,34 @@ class SGFR(FeatureDetector):
         for level, x in enumerate(rows):
             self.register_buffer(f"bank_{level}", x[:, chosen].contiguous())
         self.origin = origin[chosen]
-        self.scale = self._mean_residuals(features)
 
-    def _candidates(self, features: Features) -> tuple[list[Tensor], Tensor]:
+    def calibrate(self, normal: Described) -> None:
+        """Measure mu_l (L,) of equation (sgfr-residual): the mean residual of each level on normal images."""
+        self.scale = torch.ones_like(self.scale)
+        sums = torch.zeros_like(self.scale)
+        for pyramid in normal.in_order(self.device):
+            residuals = self.map_residuals(pyramid)
+            sums += torch.stack([s.mean() * len(s) for s in residuals.values()])
+        self.scale = (sums / len(normal)).clamp_min(1e-6)
+
+    def _candidates(self, data: Described) -> tuple[list[Tensor], Tensor]:
         """Return random data points of all levels [(G, n, d_l)] and their training image and location (n, 2).
 
         Only the drawn points are ever in memory, beside one batch of images.
         """
-        first = self.levels(features.batch(slice(0, 1), self.device))
+        first = self.levels(data.batch(slice(0, 1), self.device))
         grids = [f.shape[-2:] for f in first]
         sample = [to_points(f, self.config.reading) for f in first]
         per_image = sample[self.reference].shape[1]
         most = min(self.config.candidates, POOL // sum(len(x) * x.shape[2] for x in sample))
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randperm(len(features) * per_image, generator=generator)[:most].sort().values
+        drawn = torch.randperm(len(data) * per_image, generator=generator)[:most].sort().values
         image, place = drawn // per_image, drawn % per_image
         parts = []
         for batch in image.unique().split(BATCH):
             inside = (image >= batch[0]) & (image <= batch[-1])
             local = torch.searchsorted(batch, image[inside])
-            points = [to_points(f, self.config.reading) for f in self.levels(features.batch(batch, self.device))]
+            points = [to_points(f, self.config.reading) for f in self.levels(data.batch(batch, self.device))]
             cells = [coarse_cell(place[inside], grids[self.reference], grid) if per_image > 1 else 0 for grid in grids]
             parts.append([x[:, local * (x.shape[1] // len(batch)) + cell] for x, cell in zip(points, cells)])
         return [torch.cat(level, 1) for level in zip(*parts)], torch.stack([image, place], 1).to(self.device)
@@ -210,25 +215,6 @@ class SGFR(FeatureDetector):
         if c.sampler == "coreset":
             return greedy_coreset(points, m)
         return random_sample(points, m, torch.Generator().manual_seed(self.seed))
-
-    def _mean_residuals(self, features: Features, images: int = 64) -> Tensor:
-        """Measure mu_l (L,) of equation (sgfr-residual): the mean over some images, whose own atoms do not serve them."""
-        index = torch.linspace(0, len(features) - 1, min(images, len(features))).round().long()
-        self.scale = torch.ones_like(self.scale)
-        sums = torch.zeros_like(self.scale)
-        for batch in index.split(BATCH):
-            residuals = self.feature_residuals(features.batch(batch, self.device), batch)
-            sums += torch.stack([s.mean() * len(batch) for s in residuals.values()])
-        return (sums / len(index)).clamp_min(1e-6)
-
-    @torch.no_grad()
-    def calibrate(self, images: Features) -> None:
-        """Score the training images without the help of their own atoms."""
-        scores = [
-            self.score_maps(self.fuse(self.feature_residuals(images.batch(index, self.device), index)))
-            for index in torch.arange(len(images)).split(BATCH)
-        ]
-        self.set_threshold(torch.cat(scores))
 
 
 def to_points(f: Tensor, reading: str) -> Tensor:

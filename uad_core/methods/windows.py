@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["local_attention", "window_mask", "window_size"]
+__all__ = ["local_attention", "outside_window", "window_mask", "window_size"]
 
 TILE = 4
 SIDES, SIZES = (8, 16, 32, 64), (4, 5, 7, 11)
@@ -39,6 +39,13 @@ def window_mask(grid: tuple[int, int], window: int) -> Tensor:
     near_rows, near_columns = ((x[:, None] - x).abs() <= window // 2 for x in (rows, columns))
     near = near_rows[:, None, :, None] & near_columns[None, :, None, :]  # (h, w, h, w)
     return near.flatten(2).flatten(0, 1)  # (L, L)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later calls, and training needs it for its gradient
+def outside_window(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
+    """Return the opposite of `window_mask` on a device: one for all layers that share a grid."""
+    return ~window_mask(grid, window).to(device)  # (L, L)
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], window: int) -> Tensor:

@@ -75,7 +75,7 @@ def score_histogram(
     # A second mark beside colour: normal solid, anomalous hatched (seaborn draws the last hue first).
     for patch, name in zip(ax.collections, reversed(order), strict=True):
         patch.set_hatch("" if name == names["normal"] else "///")
-    if threshold is not None:
+    if threshold is not None and np.isfinite(threshold):
         ax.axvline(threshold, color="black", linestyle="--")
         place = {"xy": (threshold, 1), "xycoords": ("data", "axes fraction")}
         ax.annotate(f" threshold {threshold:#.3g}", va="top", fontsize=9, **place)

@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from uad_core.errors import UserError
+from uad_core.scoring import verdict
 
 from .base import COLOURS, MAP_COLOURS, STYLE, WIDTH, as_array, as_picture, figure
 
@@ -80,10 +81,10 @@ def blend(image: Array, anomaly_map: Array, *, vmin: float, vmax: float, alpha: 
 
 def _verdict(score: float, threshold: float | None) -> str:
     """One line about an image: its score and, if there is a threshold, on which side of it."""
-    if threshold is None:
-        return f"score {score:#.3g}"
-    sign, word = (">", "anomalous") if score > threshold else ("≤", "normal")
-    return f"{word}: score {score:#.3g} {sign} {threshold:#.3g}"
+    if threshold is None or not np.isfinite(threshold):
+        return f"score {score:#.3g}" if threshold is None else f"no verdict: score {score:#.3g}"
+    sign = ">" if score > threshold else "≤"
+    return f"{verdict(score, threshold)}: score {score:#.3g} {sign} {threshold:#.3g}"
 
 
 @matplotlib.rc_context(STYLE)

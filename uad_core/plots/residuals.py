@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from uad_core.errors import UserError
+from uad_core.scoring import verdict
 
 from .base import COLOURS, MAP_COLOURS, STYLE, WIDTH, as_array, as_picture, figure, limits, symbol
 from .pictures import Array, clear, draw_outline
@@ -47,7 +48,7 @@ def residual_panel(
         residuals: name -> (N, h, w), each at its own resolution, as `Detector.residuals` returns them.
         maps: (N, H, W), any range.
         scores: (N,), the image scores.
-        threshold: scores above it mean "anomalous"; None leaves the verdict out.
+        threshold: scores above it mean "anomalous"; None leaves the verdict out, and NaN makes it "no verdict".
         titles: one for each sample, such as the kind of defect.
         vmax, residual_vmax: top of the colour scale of the maps and of the residuals, to share a scale among
             figures; by default the 0.998 quantile over all that is shown.
@@ -150,10 +151,9 @@ def _draw_verdict(axes: Axes, score: float, threshold: float | None, label: bool
     """Score, decision, and whether it is right: by a symbol and a colour, so that neither is needed alone."""
     lines, colour, ground = [f"{score:#.3g}"], "black", "white"
     if threshold is not None:
-        anomalous = score > threshold
-        lines.append("anomalous" if anomalous else "normal")
-        if label is not None:
-            right = anomalous == label
+        lines.append(verdict(score, threshold))
+        if label is not None and np.isfinite(threshold):
+            right = (score > threshold) == label
             lines.append("✓ correct" if right else "✗ wrong")
             colour, ground = "white", COLOURS["correct" if right else "wrong"]
     axes.set_facecolor(ground)
@@ -182,7 +182,9 @@ def _label_rows(grid: _Grid, residuals: Mapping[str, Array], threshold: float | 
         if name in residuals:
             height, width = as_array(residuals[name]).shape[-2:]
             text = f"{_broken(symbol(name))}\n{height}×{width}"
-        if name == "verdict" and threshold is not None:
+        if name == "verdict" and threshold is None:
+            text = "score"
+        elif name == "verdict" and np.isfinite(threshold):
             text = f"verdict\nat {threshold:#.3g}"
         grid.axes[name, 0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
 
