@@ -317,7 +317,7 @@ def _frame(experiment: Experiment, detector: Detector, data: dict[str, Category]
             **_data_fingerprint(hashes),
             "weights_sha256": backbone.weights_sha256 if backbone else None,
             **({"others": others} if others else {}),
-            "code_version": code_version(type(detector).__module__, __name__),
+            "code_version": code_version(type(detector).__module__),
         },
     }
 

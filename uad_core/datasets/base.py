@@ -22,7 +22,8 @@ from torch import Tensor
 
 from uad_core.errors import UserError
 
-__all__ = ["ArraySource", "Category", "DataWarning", "ImageSet", "Source", "as_size", "resize_image", "resize_mask"]
+__all__ = ["ArraySource", "Category", "DataWarning", "ImageSet", "Source", "as_images", "as_size", "resize_image",
+           "resize_mask", "vanished"]
 
 LARGEST_SIDE = 4096
 READ_THREADS = 4
@@ -53,6 +54,16 @@ class Source(ABC):
     @abstractmethod
     def content(self, i: int) -> tuple[bytes, bytes]:
         """Return the bytes of image `i` and of its mask (empty without one), to be hashed."""
+
+    def digests(self, i: int) -> tuple[bytes, bytes]:
+        """Return SHA-256 of both parts of `content`, computed once: sets that share a source share them."""
+        if i not in self._digests:
+            self._digests[i] = tuple(hashlib.sha256(part).digest() for part in self.content(i))
+        return self._digests[i]
+
+    @cached_property
+    def _digests(self) -> dict[int, tuple[bytes, bytes]]:
+        return {}
 
 
 class ArraySource(Source):
@@ -150,19 +161,21 @@ class ImageSet(torch.utils.data.Dataset):
         """
         total = hashlib.sha256()
         for path, row in zip(self.paths, self.rows, strict=True):
-            for part in (path.encode(), *self.source.content(row)):
-                total.update(hashlib.sha256(part).digest())
+            for part in (hashlib.sha256(path.encode()).digest(), *self.source.digests(row)):
+                total.update(part)
         return total.hexdigest()
 
     def images(self, index: Sequence[int] | np.ndarray | None = None) -> Tensor:
         """Return all images, or those of `index`, as float32 (n, 3, H, W) in [0, 1]."""
-        chosen = self._positions(index)
-        out = torch.empty(len(chosen), 3, *self.image_size)  # (n, 3, H, W)
+        return torch.from_numpy(np.divide(self.pixels(index), np.float32(255)))
 
-        planes = out.numpy()
+    def pixels(self, index: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Return all images, or those of `index`, as uint8 (n, 3, H, W)."""
+        chosen = self._positions(index)
+        out = np.empty((len(chosen), 3, *self.image_size), np.uint8)  # (n, 3, H, W)
 
         def read(k: int) -> None:
-            _resize_into(planes[k], self.source.image(self.rows[chosen[k]]))
+            out[k] = _resized(self.source.image(self.rows[chosen[k]]), self.image_size)
 
         # Decoding releases the interpreter lock, so threads read side by side.
         with ThreadPoolExecutor(min(READ_THREADS, os.cpu_count() or 1)) as pool:
@@ -170,23 +183,22 @@ class ImageSet(torch.utils.data.Dataset):
                 pass
         return out
 
-    def mask(self, i: int) -> Tensor:
-        """Return the mask of image `i`, bool (H, W); all False for a normal image.
+    def mask(self, i: int, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the mask of image `i`, bool (H, W), of the set's size or another; all False for a normal image.
 
         An image from a defect folder whose mask is empty stays anomalous: only its label says so.
         """
         self._require_masks()
         mask = self.source.mask(self.rows[i]) if self.labels[i] else None
-        if mask is None:
-            return torch.zeros(self.image_size, dtype=torch.bool)
-        return resize_mask(mask, self.image_size)
+        size = size or self.image_size
+        return torch.zeros(size, dtype=torch.bool) if mask is None else resize_mask(mask, size)
 
-    def masks(self) -> np.ndarray:
-        """Return all masks, bool (N, H, W). Raises `UserError` where the data have none."""
+    def masks(self, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return all masks, bool (N, H, W), of the set's size or another. Raises `UserError` where there are none."""
         self._require_masks()
-        out = np.zeros((len(self), *self.image_size), dtype=bool)  # (N, H, W)
+        out = np.zeros((len(self), *(size or self.image_size)), dtype=bool)  # (N, H, W)
         for i in np.flatnonzero(self.labels):
-            out[i] = self.mask(i).numpy()
+            out[i] = self.mask(i, size).numpy()
         return out
 
     def subset(self, index: Sequence[int] | np.ndarray) -> ImageSet:
@@ -228,6 +240,39 @@ class Category:
     protocol: str
 
 
+def as_images(images: ImageSet | Tensor, image_size: tuple[int, int] | None = None) -> ImageSet:
+    """Return images as a set, whose pixels are held as bytes; a set is passed through.
+
+    images: a tensor (N, 3, H, W) in [0, 1], or uint8, on any device. image_size: (H, W) they are resized to; None
+    leaves them as they are. Raises UserError for another shape and for values outside the range.
+    """
+    if isinstance(images, ImageSet):
+        return images
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"images of shape {tuple(images.shape)}: give (N, 3, H, W); a single image as image[None]")
+    if images.dtype != torch.uint8:
+        if not ((images >= 0) & (images <= 1)).all():
+            raise UserError("images have values outside [0, 1], or NaN: divide pixels of 8 bits by 255")
+        images = (images.float() * 255).round().to(torch.uint8)
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, 3)
+    count = len(pixels)
+    return ImageSet(
+        dataset="tensor", category="tensor", split="images", image_size=image_size or tuple(pixels.shape[1:3]),
+        paths=[f"{i:06d}" for i in range(count)], labels=[False] * count, defects=["unknown"] * count,
+        source=ArraySource(pixels), has_masks=False,
+    )  # fmt: skip
+
+
+def vanished(images: ImageSet, size: tuple[int, int]) -> list[int]:
+    """Return which images have a mask that marks pixels, but none any more at `size`."""
+    gone = []
+    for i in np.flatnonzero(images.labels):
+        mask = images.source.mask(images.rows[i])
+        if mask is not None and mask.any() and not resize_mask(mask, size).any():
+            gone.append(int(i))
+    return gone
+
+
 def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (H, W) from one side or a pair, in pixels. Raises `UserError` outside 1..4096."""
     pair = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size, image_size)
@@ -242,9 +287,7 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     Bilinear with antialiasing over the whole image (no crop, the aspect ratio is not kept),
     rounded to 8 bits as image files are; grey is repeated to three channels.
     """
-    out = torch.empty(3, *size)
-    _resize_into(out.numpy(), pixels)
-    return out
+    return torch.from_numpy(np.divide(_resized(pixels, size), np.float32(255)))
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
@@ -253,14 +296,14 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(mask[np.ix_(rows, columns)])
 
 
-def _resize_into(out: np.ndarray, pixels: np.ndarray) -> None:
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return pixels (h, w) or (h, w, 3) as uint8 (3, H, W)."""
     # Pillow rather than torch: the same numbers to the bit, in fixed point and so on every machine,
     # and no second layer of threads below those that read the files.
-    height, width = out.shape[1:]
-    if pixels.shape[:2] != (height, width):
-        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # (1 or 3, H, W)
-    np.divide(planes, np.float32(255), out=out)
+    if pixels.shape[:2] != size:
+        pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return np.broadcast_to(planes, (3, *size))  # (3, H, W)
 
 
 def _array_bytes(array: np.ndarray) -> bytes:

@@ -44,6 +44,11 @@ class JoinedSource(Source):
         source, row = self.places[i]
         return source.content(row)
 
+    def digests(self, i: int) -> tuple[bytes, bytes]:
+        """Return what the image's own source has hashed."""
+        source, row = self.places[i]
+        return source.digests(row)
+
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:
     """Return one set of all images, in order; a single set is returned as it is.

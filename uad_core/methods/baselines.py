@@ -7,20 +7,20 @@ Roth et al., CVPR 2022, with a random bank instead of a coreset).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
 from uad_core.features import Described
 from uad_core.methods.base import Detector, FeatureDetector
-from uad_core.methods.settings import Config, TrainedConfig, reconstruction
+from uad_core.methods.settings import Config, Count, Counts, TrainedConfig, reconstruction
 from uad_core.training import train
 
 __all__ = ["NearestNeighbour", "NearestNeighbourConfig", "PixelAutoencoder", "PixelAutoencoderConfig"]
@@ -32,15 +32,9 @@ CHUNK = 2**26  # distances at a time: 256 MB
 class PixelAutoencoderConfig(TrainedConfig):
     """Settings of the pixel autoencoder."""
 
-    epochs: int = reconstruction(60, "passes over the training images")
-    width: int = reconstruction(32, "channels after the first convolution; each further stage doubles them, up to 4x")
-    stages: int = reconstruction(5, "halvings between the image and the code")
-
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **TrainedConfig.RANGES,
-        "width": (1, math.inf),
-        "stages": (1, 8),
-    }
+    epochs: Count = reconstruction(60, "passes over the training images")
+    width: Count = reconstruction(32, "channels after the first convolution; each further stage doubles them, up to 4x")
+    stages: Annotated[int, Field(ge=1, le=8)] = reconstruction(5, "halvings between the image and the code")
 
 
 class PixelAutoencoder(Detector):
@@ -90,14 +84,8 @@ class PixelAutoencoder(Detector):
 class NearestNeighbourConfig(Config):
     """Settings of the nearest-neighbour baseline."""
 
-    strides: tuple[int, ...] = reconstruction((8, 16), "levels that are joined into one patch feature")
-    bank: int = reconstruction(4096, "patches kept, drawn at random from all normal ones")
-
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **Config.RANGES,
-        "strides": (1, math.inf),
-        "bank": (1, math.inf),
-    }
+    strides: Counts = reconstruction((8, 16), "levels that are joined into one patch feature")
+    bank: Count = reconstruction(4096, "patches kept, drawn at random from all normal ones")
 
 
 class NearestNeighbour(FeatureDetector):

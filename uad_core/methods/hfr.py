@@ -13,13 +13,13 @@ could read of it: they are our reconstruction, and each is a field of `HFRConfig
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from uad_core import scoring
@@ -28,7 +28,7 @@ from uad_core.errors import UserError
 from uad_core.features import Described
 from uad_core.methods.base import FeatureDetector
 from uad_core.methods.channels import ChannelScale, measure_channels
-from uad_core.methods.settings import TrainedConfig, fact, reconstruction
+from uad_core.methods.settings import Betas, Counts, Size, TrainedConfig, fact, reconstruction
 from uad_core.training import train
 
 __all__ = ["HFR", "Bottleneck", "Decoder", "HFRConfig"]
@@ -40,28 +40,17 @@ MODES = {"mse": (1.0, 0.0), "cos": (0.0, 1.0), "mse+cos": (0.1, 1.0)}
 class HFRConfig(TrainedConfig):
     """Settings of HFR; widths run from the code to the finest level."""
 
-    strides: tuple[int, ...] = fact((4, 8, 16), "three levels: the first three stages of a ResNet")
-    widths: tuple[int, ...] = reconstruction((128, 96, 64, 32), "channels of the code and of the decoder's K stages")
-    blocks: int = reconstruction(1, "residual blocks per decoder stage")
-    bottleneck: str = reconstruction("stride2", "'stride2', '1x1' or 'none': how the decoder's input is squeezed")
+    strides: Counts = fact((4, 8, 16), "three levels: the first three stages of a ResNet")
+    widths: Counts = reconstruction((128, 96, 64, 32), "channels of the code and of the decoder's K stages")
+    blocks: Annotated[int, Field(ge=0)] = reconstruction(1, "residual blocks per decoder stage")
+    bottleneck: Literal["stride2", "1x1", "none"] = reconstruction(
+        "stride2", "how the decoder's input is squeezed, if at all"
+    )
     standardise: bool = reconstruction(True, "bring every channel to mean 0 and deviation 1 over the training images")
-    floor: float = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
-    mode: str = reconstruction("mse+cos", "'mse', 'cos' or 'mse+cos': distance, direction or both in the residual")
-    fusion: str = reconstruction("sum", "'sum' or 'product' of the residual maps")
-    betas: tuple[float, float] = reconstruction((0.9, 0.999), "Adam's averaging constants")
-
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        **TrainedConfig.CHOICES,
-        "bottleneck": ("stride2", "1x1", "none"),
-        "mode": tuple(MODES),
-        "fusion": ("sum", "product"),
-    }
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **TrainedConfig.RANGES,
-        "strides": (1, math.inf),
-        "widths": (1, math.inf),
-        "betas": (0, 0.9999),
-    }
+    floor: Size = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
+    mode: Literal["mse", "cos", "mse+cos"] = reconstruction("mse+cos", "distance, direction or both in the residual")
+    fusion: Literal["sum", "product"] = reconstruction("sum", "of the residual maps")
+    betas: Betas = reconstruction((0.9, 0.999), "Adam's averaging constants")
 
 
 class Bottleneck(nn.Module):

@@ -12,13 +12,13 @@ Architecture, loss and score are read from the authors' public code; what is not
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from uad_core import scoring
@@ -27,54 +27,39 @@ from uad_core.errors import UserError
 from uad_core.features import Features
 from uad_core.methods.base import FeatureDetector
 from uad_core.methods.channels import ChannelScale, measure_channels
-from uad_core.methods.settings import TrainedConfig, fact, reconstruction
+from uad_core.methods.settings import Count, Counts, Fraction, Several, Size, TrainedConfig, fact, reconstruction
 from uad_core.methods.windows import local_attention, outside_window, window_size
 from uad_core.training import train
 
 __all__ = ["RLR", "Attention", "Embedding", "LevelNetwork", "RLRConfig", "feature_jitter", "sine_positions"]
 
 CODE, README = "authors' public code", "training line of the authors' README"
-BLOCKS = ("lca", "mlka", "ca", "msa", "sa")
 
 
 @dataclass(frozen=True)
 class RLRConfig(TrainedConfig):
     """Settings of RLR; the same for every level but for its width."""
 
-    strides: tuple[int, ...] = fact((8, 16), f"two levels, timm's indices 2 and 3; {README}")
+    strides: Counts = fact((8, 16), f"two levels, timm's indices 2 and 3; {README}")
     pool: bool = fact(True, f"average every feature over 3 x 3 neighbours, zeros beyond the border counted; {CODE}")
     standardise: bool = reconstruction(False, "bring every channel to mean 0 and deviation 1 over the training images")
-    floor: float = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
-    width: int = fact(32, f"d = 32 · stride tokens' width: 256 at stride 8, 512 at stride 16; {CODE}")
-    layers: int = fact(4, f"layers M of each level's network; {README}")
-    heads: int = fact(8, f"attention heads H; {CODE}")
-    blocks: tuple[str, ...] = fact(("lca", "mlka"), f"attentions of a layer, in parallel; {README}")
-    gate: str = fact("none", f"'none' (constant weights 2 and 1), 'gate' or 'net': weights of the blocks; {README}")
+    floor: Size = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
+    width: Count = fact(32, f"d = 32 · stride tokens' width: 256 at stride 8, 512 at stride 16; {CODE}")
+    layers: Count = fact(4, f"layers M of each level's network; {README}")
+    heads: Count = fact(8, f"attention heads H; {CODE}")
+    blocks: Annotated[tuple[Literal["lca", "mlka", "ca", "msa", "sa"], ...], Several, Field(min_length=1)] = fact(("lca", "mlka"), f"attentions of a layer, in parallel; {README}")
+    gate: Literal["none", "gate", "net"] = fact("none", f"'none' (constant weights 2 and 1), 'gate' or 'net': weights of the blocks; {README}")
     residual: bool = fact(False, f"carry a layer's input around its attentions: the shortcut RLR avoids; {CODE}")
-    ref_len: int = fact(1, f"reference tokens r for each grid position; {CODE}")
+    ref_len: Count = fact(1, f"reference tokens r for each grid position; {CODE}")
     ref_loss: bool = fact(False, f"with r > 1, push the references apart; {CODE}")
-    jitter: float = fact(4.0, f"scale s of the noise on the input features; {README}")
-    jitter_prob: float = fact(1.0, f"fraction of the tokens that get noise; {CODE}")
-    epochs: int = fact(200, README)
-    batch_size: int = fact(4, README)
-    lr: float = fact(1e-4, f"of Adam; {CODE}")
-    decay: str = fact("constant", f"no schedule; {CODE}")
-    sigma: float = fact(4.0, f"pixels; smooths the map for the image score only; {CODE}")
-    score: str = fact("max", f"the largest value of the smoothed map; {CODE}")
-
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        **TrainedConfig.CHOICES,
-        "gate": ("none", "gate", "net"),
-    }
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **TrainedConfig.RANGES,
-        "strides": (1, math.inf),
-        "width": (1, math.inf),
-        "layers": (1, math.inf),
-        "heads": (1, math.inf),
-        "ref_len": (1, math.inf),
-        "jitter_prob": (0, 1),
-    }
+    jitter: Size = fact(4.0, f"scale s of the noise on the input features; {README}")
+    jitter_prob: Fraction = fact(1.0, f"fraction of the tokens that get noise; {CODE}")
+    epochs: Count = fact(200, README)
+    batch_size: Count = fact(4, README)
+    lr: Size = fact(1e-4, f"of Adam; {CODE}")
+    decay: Literal["constant", "onecycle"] = fact("constant", f"no schedule; {CODE}")
+    sigma: Size = fact(4.0, f"pixels; smooths the map for the image score only; {CODE}")
+    score: Literal["max", "mean"] = fact("max", f"the largest value of the smoothed map; {CODE}")
 
 
 def sine_positions(grid: tuple[int, int], d: int) -> Tensor:
@@ -349,10 +334,9 @@ def _grids(backbone: Backbone, image_size: tuple[int, int]) -> list[tuple[int, i
 
 
 def _check(config: RLRConfig, backbone: Backbone) -> None:
-    """Refuse blocks that are not known and widths that heads or positions do not divide."""
-    unknown = [kind for kind in config.blocks if kind not in BLOCKS]
-    if unknown or len(set(config.blocks)) != len(config.blocks):
-        raise UserError(f"blocks {','.join(config.blocks)!r}: name each once, among {', '.join(BLOCKS)}")
+    """Refuse blocks that are named twice and widths that heads or positions do not divide."""
+    if len(set(config.blocks)) != len(config.blocks):
+        raise UserError(f"blocks {','.join(config.blocks)!r}: name each once")
     for d in (config.width * stride for stride in backbone.strides):
         if d % config.heads or d % 4:
             raise UserError(f"width {config.width} gives {d} channels: choose one that 4 and heads={config.heads} divide")

@@ -15,13 +15,13 @@ and fusion are not in what we could read of it: they are our reconstruction, and
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from uad_core import scoring
@@ -31,7 +31,7 @@ from uad_core.features import Described
 from uad_core.methods.base import FeatureDetector
 from uad_core.methods.sampling import greedy_coreset, random_sample, subspace_sample
 from uad_core.methods.self_expression import Expression, elastic_net, matching_pursuit
-from uad_core.methods.settings import Config, reconstruction
+from uad_core.methods.settings import Config, Count, Counts, reconstruction
 
 __all__ = ["SGFR", "SGFRConfig"]
 
@@ -43,33 +43,25 @@ POOL = 2**27  # numbers that the candidates of all levels may hold together: 512
 class SGFRConfig(Config):
     """Settings of SGFR; a data point is a location's feature (reading "patch") or an image's feature map."""
 
-    strides: tuple[int, ...] = reconstruction((8, 16), "that there are several is the paper's")
-    reference: int = reconstruction(8, "stride of the level l_ref that the bank is chosen on, and of the finest grid")
-    reading: str = reconstruction("patch", "a data point: 'patch', 'map', or 'position' (maps, location by location)")
-    patch: int = reconstruction(3, "width of the neighbourhood averaged at the reference and finer: 1, 3, 5")
-    sampler: str = reconstruction("subspace", "'subspace' (the paper's idea, our rule), 'random' or 'coreset'")
-    atoms: int = reconstruction(512, "patches in the bank (reading 'patch')")
-    images: int = reconstruction(100, "images in the bank (readings 'map' and 'position')")
-    candidates: int = reconstruction(20_000, "data points, drawn at random, among which the sampler chooses")
-    solver: str = reconstruction("omp", "'omp' or 'elastic_net'; that the combination is sparse is the paper's")
-    k: int = reconstruction(3, "atoms in a combination (omp, and the subspace sampler)")
-    l1_ratio: float = reconstruction(0.9, "tau of the elastic net")
-    gamma: float = reconstruction(50.0, "of the elastic net: the penalty is 1/gamma of the one that leaves no atom")
-    fusion: str = reconstruction("product", "geometric mean of the levels, or 'sum': their mean")
-
-    CHOICES: ClassVar[dict[str, tuple]] = {
-        **Config.CHOICES,
-        "reading": ("patch", "map", "position"),
-        "patch": (1, 3, 5),
-        "sampler": ("subspace", "random", "coreset"),
-        "solver": ("omp", "elastic_net"),
-        "fusion": ("product", "sum"),
-    }
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **Config.RANGES,
-        **dict.fromkeys(("strides", "reference", "atoms", "images", "candidates", "k", "gamma"), (1, math.inf)),
-        "l1_ratio": (1e-3, 1),
-    }
+    strides: Counts = reconstruction((8, 16), "that there are several is the paper's")
+    reference: Count = reconstruction(8, "stride of the level l_ref that the bank is chosen on, and of the finest grid")
+    reading: Literal["patch", "map", "position"] = reconstruction(
+        "patch", "a data point: a patch, a whole map, or a map location by location"
+    )
+    patch: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = reconstruction(3, "width of the neighbourhood averaged at the reference and finer")
+    sampler: Literal["subspace", "random", "coreset"] = reconstruction(
+        "subspace", "'subspace' is the paper's idea by our rule"
+    )
+    atoms: Count = reconstruction(512, "patches in the bank (reading 'patch')")
+    images: Count = reconstruction(100, "images in the bank (readings 'map' and 'position')")
+    candidates: Count = reconstruction(20_000, "data points, drawn at random, among which the sampler chooses")
+    solver: Literal["omp", "elastic_net"] = reconstruction("omp", "that the combination is sparse is the paper's")
+    k: Count = reconstruction(3, "atoms in a combination (omp, and the subspace sampler)")
+    l1_ratio: Annotated[float, Field(ge=1e-3, le=1)] = reconstruction(0.9, "tau of the elastic net")
+    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = reconstruction(
+        50.0, "of the elastic net: the penalty is 1/gamma of the one that leaves no atom"
+    )
+    fusion: Literal["product", "sum"] = reconstruction("product", "geometric mean of the levels, or 'sum': their mean")
 
 
 class SGFR(FeatureDetector):
