@@ -289,7 +289,7 @@ for f, g in zip(pyramid, f_dec):
 
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
-    phi = detector.feature_residuals(features.batch(slice(0, 2), detector.device))
+    phi = detector.map_residuals(features.batch(slice(0, 2), detector.device))
 for (name, from_class), ours in zip(phi.items(), by_hand):
     print(name, "agrees with the equation:", torch.allclose(from_class, ours, atol=1e-4))
 
@@ -297,7 +297,7 @@ for (name, from_class), ours in zip(phi.items(), by_hand):
 # The whole method is the class {py:class}`uad_core.methods.hfr.HFR`. These are the lines that compute the residual and the loss.
 #
 # ```{literalinclude} ../uad_core/methods/hfr.py
-# :pyobject: HFR.feature_residuals
+# :pyobject: HFR.map_residuals
 # :lineno-match:
 # :caption: Equation (hfr-residual), level by level
 # ```

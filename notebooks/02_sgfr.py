@@ -516,9 +516,9 @@ pd.DataFrame(solved).T.style.format("{:.3g}")
 # Here $L = 2$ is the number of levels, $\mathcal U_1$ brings a map to the finest grid and $\mathcal U$ to the size of the image, both bilinearly, and $G_\sigma$ smooths with a Gaussian of $\sigma = 4$ pixels. As in the {ref}`previous chapter <chapter-hfr>` the threshold of the verdict comes from the scores of training images, here measured without their own atoms. That there are scores at several levels is the paper's.
 #
 # ```{literalinclude} ../uad_core/methods/sgfr.py
-# :pyobject: SGFR.feature_residuals
+# :pyobject: SGFR.map_residuals
 # :lineno-match:
-# :caption: Equation (sgfr-residual) in {py:meth}`uad_core.methods.sgfr.SGFR.feature_residuals`
+# :caption: Equation (sgfr-residual) in {py:meth}`uad_core.methods.sgfr.SGFR.map_residuals`
 # ```
 #
 # ```{literalinclude} ../uad_core/methods/sgfr.py
@@ -654,7 +654,7 @@ def atoms_of(image, place):
 
 
 # %%
-s_1 = five.feature_residuals(test_features.batch(slice(None), five.device))["s_1"].cpu()  # (N, h, w)
+s_1 = five.map_residuals(test_features.batch(slice(None), five.device))["s_1"].cpu()  # (N, h, w)
 outlined = scoring.upsample(torch.from_numpy(data.test.masks()).float(), s_1.shape[-2:]) > 0.5
 worst = int((s_1 * outlined).flatten().argmax())
 cells = s_1[0].numel()
@@ -717,7 +717,7 @@ colour_sheet
 # %%
 maps, scores = detector.predict(test_features, progress=False)
 with torch.no_grad():
-    residuals = detector.feature_residuals(test_features.batch(torch.tensor(shown), detector.device))
+    residuals = detector.map_residuals(test_features.batch(torch.tensor(shown), detector.device))
 
 # %% mystnb={"figure": {"caption": "The residual panel: image, mask, the residual maps of two levels, the anomaly map and the verdict. A residual of 1 is that of an average normal feature.", "name": "fig-sgfr-panel"}, "image": {"alt": "For five defects and one good piece of linen: the image, its mask, the residual maps of the fine and the coarse level, the anomaly map with the outline of the mask, and the verdict."}}
 plots.residual_panel(images, masks, residuals, maps[shown], scores[shown], detector.threshold.item(), titles)
@@ -731,7 +731,7 @@ plots.residual_panel(images, masks, residuals, maps[shown], scores[shown], detec
 order = np.argsort(scores)
 worst = [i for i in order if data.test.labels[i]][:3] + [i for i in order[::-1] if not data.test.labels[i]][:2]
 with torch.no_grad():
-    worst_residuals = detector.feature_residuals(test_features.batch(torch.tensor(worst), detector.device))
+    worst_residuals = detector.map_residuals(test_features.batch(torch.tensor(worst), detector.device))
 
 # %% mystnb={"figure": {"caption": "The worst cases: three defects with the lowest scores and two normal images with the highest.", "name": "fig-sgfr-worst"}, "image": {"alt": "Residual panel of the three hardest defective images and the two most suspicious normal images."}}
 plots.residual_panel(
@@ -931,7 +931,7 @@ pd.DataFrame(by_kind).style.format("{:.3f}")
 missing = [i for i, kind in enumerate(board.test.defects) if kind == "missing_part"][:5]
 with torch.no_grad():
     pyramid = board_test.batch(torch.tensor(missing), detector.device)
-    compared = {name: scoring.upsample(model.fuse(model.feature_residuals(pyramid)), (64, 64)) for name, model in readings.items()}
+    compared = {name: scoring.upsample(model.fuse(model.map_residuals(pyramid)), (64, 64)) for name, model in readings.items()}
 patch_maps, patch_scores = readings["patch"].predict(board_test, progress=False)
 
 # %% mystnb={"figure": {"caption": "Missing parts of the built-in circuit: the maps of the three readings on one scale; below, map and verdict of the reading patch on a scale of their own.", "name": "fig-sgfr-circuit"}, "image": {"alt": "Five boards from which a part is missing, their masks, and three rows of anomaly maps. Some missing parts leave hardly a trace in the row of the reading patch."}}

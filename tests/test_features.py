@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +17,15 @@ from torch import nn
 
 from uad_core import features
 from uad_core.backbones import BACKBONES, Backbone, BackboneInfo, load_backbone
+from uad_core.datasets import DataWarning
 from uad_core.errors import UserError
-from uad_core.features import extract, image_batches
+from uad_core.features import Live, extract, image_batches
 
 IMAGES = weave(6)
 
 
 class Counting(nn.Module):
-    """A backbone that counts the images it is shown."""
+    """A backbone that counts the images it is shown; a blank one, whose features are only measured, is none."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -31,9 +34,9 @@ class Counting(nn.Module):
     def __getattr__(self, name: str):
         return super().__getattr__(name) if name == "backbone" else getattr(self.backbone, name)
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self.seen += len(images)
-        return self.backbone(images)
+    def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.seen += int(images.flatten(1).any(1).sum())
+        return self.backbone.pyramid(images)
 
 
 def kept(images=None, backbone=None, **options) -> features.Features:
@@ -67,6 +70,70 @@ def test_a_batch_is_float_and_follows_the_index() -> None:
         assert all(f.is_contiguous(memory_format=torch.channels_last) for f in batch)
 
 
+def test_a_subset_is_batched_by_its_own_numbers_and_has_a_key_of_its_own(tmp_path) -> None:
+    for whole in (kept(), kept(cache=tmp_path)):
+        part = whole.subset(torch.tensor([5, 1, 2]))
+        assert len(part) == 3 and len({whole.key, part.key, part.subset(torch.tensor([0, 1])).key}) == 3
+        for k, level in enumerate(whole.levels):
+            assert torch.equal(part.batch(torch.tensor([1]))[k][0], level[1].float())
+            assert torch.equal(part.subset(torch.tensor([2, 0])).levels[k], level[[2, 5]])
+            assert torch.equal(torch.cat([batch[k] for batch in part.in_order()]), level[[5, 1, 2]].float())
+        assert part.only([1]).batch(slice(0, 2))[0].shape[1] == whole.levels[1].shape[1]
+
+
+def test_features_beyond_the_budget_lie_in_files_that_go_with_them(monkeypatch) -> None:
+    expected = kept()
+    monkeypatch.setattr(features, "MEMORY", 1000)
+    found = kept()
+    place = Path(found.holder.name)
+    assert all(torch.equal(a, b) for a, b in zip(found.levels, expected.levels, strict=True))
+    assert len(list(place.glob("*/level*.npy"))) == 3
+    part = found.subset(torch.tensor([0]))
+    del found
+    assert len(part.batch(slice(0, 1))) == 3  # a subset keeps the files
+    del part
+    gc.collect()
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_half_precision_cannot_hold_is_kept_in_bfloat16_and_named(tmp_path, cached: bool) -> None:
+    def describe(images: torch.Tensor) -> list[torch.Tensor]:
+        large = torch.where(images.mean((1, 2, 3), keepdim=True) > 0.5, 70_000.0, 3.0)
+        return [images, images[:, :1] + large]
+
+    batch = weave(4)
+    batch[2] = 250
+    monkey = dict(key="k", device=torch.device("cpu"), cache=tmp_path if cached else None, progress=False)
+    with pytest.warns(DataWarning, match="features of level 2 reach 7e\\+04, beyond half precision: .* bfloat16"):
+        found = features.keep(image_set(batch), describe, **monkey)
+    assert [level.dtype for level in found.levels] == [torch.float16, torch.bfloat16]
+    level = found.batch(slice(None))[1]
+    assert level.isfinite().all() and level[2].mean().item() == pytest.approx(70_001, rel=0.01)
+    torch.testing.assert_close(level[0], describe(tensor(batch))[1][0], rtol=0.01, atol=0)
+
+
+def test_what_is_not_finite_is_named() -> None:
+    with pytest.raises(UserError, match="features of level 1 are not finite .images 1 to 6."):
+        features.keep(image_set(IMAGES), lambda x: [x / 0], "k", torch.device("cpu"), progress=False)
+
+
+# --- descriptions that are drawn anew ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [2**30, 0])
+def test_live_descriptions_are_drawn_from_the_random_numbers_of_the_moment(monkeypatch, budget: int) -> None:
+    monkeypatch.setattr(features, "PIXELS", budget)
+    live = Live(image_set(IMAGES), lambda x: [x], lambda x: x + torch.rand(len(x), 1, 1, 1), "key")
+    torch.manual_seed(0)
+    first, other = live.batch(torch.tensor([3, 1])), live.batch(torch.tensor([3, 1]))
+    torch.manual_seed(0)
+    assert torch.equal(live.batch(torch.tensor([3, 1])), first) and not torch.equal(first, other)
+    assert torch.equal(torch.cat([batch[0] for batch in live.in_order()]), tensor(IMAGES))
+    part = live.subset(torch.tensor([4, 0]))
+    assert torch.equal(next(part.in_order())[0], tensor(IMAGES)[[4, 0]]) and part.key != live.key
+
+
 def test_writing_into_mapped_features_does_not_change_the_file(tmp_path) -> None:
     first = kept(cache=tmp_path)
     first.levels[0].zero_()
@@ -86,7 +153,6 @@ def test_the_backbone_sees_every_image_once(tmp_path, cached: bool) -> None:
 def test_batches_come_in_order_and_whole() -> None:
     found = list(image_batches(image_set(IMAGES), torch.device("cpu")))
     assert torch.equal(torch.cat(found), tensor(IMAGES)) and max(map(len, found)) <= 32
-    assert torch.equal(torch.cat(list(image_batches(tensor(IMAGES), torch.device("cpu")))), tensor(IMAGES))
 
 
 def test_an_empty_set_has_no_features(tmp_path) -> None:
@@ -146,7 +212,7 @@ def test_labels_are_no_part_of_the_key() -> None:
 
 def failing(monkeypatch, error: BaseException) -> None:
     """Let the second of several small batches fail."""
-    calls, run = [], features.pyramid_of
+    calls, run = [], Backbone.pyramid
     monkeypatch.setattr(features, "image_batches", lambda images, *_, **__: images.images().split(2))
 
     def broken(backbone, batch):
@@ -155,7 +221,7 @@ def failing(monkeypatch, error: BaseException) -> None:
             raise error
         return run(backbone, batch)
 
-    monkeypatch.setattr(features, "pyramid_of", broken)
+    monkeypatch.setattr(Backbone, "pyramid", broken)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
@@ -187,7 +253,7 @@ def test_a_damaged_entry_is_named(tmp_path, harm: str) -> None:
         harm
     ]()
     with pytest.raises(UserError, match=f"level1.npy is damaged: remove the folder {entry}"):
-        kept(cache=tmp_path)
+        kept(cache=tmp_path).batch(slice(0, 1))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot allocate a file's space in advance")
@@ -225,7 +291,7 @@ def test_two_at_once_agree_on_one_entry(tmp_path, monkeypatch) -> None:
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda _: kept(cache=tmp_path), range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.levels, other.levels, strict=True))
-    assert inside(tmp_path) == [one.key, *(f"{one.key}/level{k}.npy" for k in range(3))]
+    assert inside(tmp_path) == [one.key, *(f"{one.key}/level{k}.npy" for k in range(3)), f"{one.key}/levels.json"]
 
 
 def test_masks_of_a_set_do_not_reach_its_features() -> None:

@@ -13,11 +13,15 @@ from tiny import LITE0, damage, detector, digest, fitted, image_set, inside, net
 
 import uad_core
 from uad_core import methods
-from uad_core.datasets import ImageSet
+from torch import nn
+
+from uad_core.backbones import Frozen
+from uad_core.datasets import DataWarning, ImageSet
 from uad_core.errors import UserError
 from uad_core.features import extract
-from uad_core.methods import configure, create, load, save
-from uad_core.methods.base import Config, TrainedConfig
+from uad_core.methods import configure, create, load, save, storage
+from uad_core.methods.base import hold_out
+from uad_core.methods.settings import Config, TrainedConfig
 from uad_core.methods.hfr import HFRConfig
 
 SMALL = dict(backbone=LITE0, image_size=64, device="cpu")
@@ -135,14 +139,14 @@ def test_settings_may_be_text() -> None:
         ({"bottleneck": ""}, "bottleneck cannot be '': choose among stride2, 1x1, none"),
         ({"precision": "64-true"}, "precision cannot be '64-true': choose among auto, 32-true, 16-mixed, bf16-mixed"),
         ({"epochs": 0}, "epochs cannot be 0: give a number from 1 up"),
-        ({"batch_size": "-4"}, "batch_size cannot be -4: give a number from 1 up"),
+        ({"batch_size": "-4"}, "batch_size cannot be '-4': give a number from 1 up"),
         ({"lr": -1.0}, "lr cannot be -1.0: give a number from 0 up"),
-        ({"lr": "nan"}, "lr cannot be nan: give a number from 0 up"),
-        ({"sigma": "inf"}, "sigma cannot be inf: give a number from 0 up"),
+        ({"lr": "nan"}, "lr cannot be 'nan': give a number from 0 up"),
+        ({"sigma": "inf"}, "sigma cannot be 'inf': give a number from 0 up"),
         ({"map_stride": 0}, "map_stride cannot be 0: give a number from 1 to 32"),
         ({"strides": ""}, "strides cannot be empty: give at least one value, several with commas between them"),
-        ({"widths": "8,0"}, "widths cannot be (8, 0): give numbers from 1 up"),
-        ({"betas": "0.9,1"}, "betas cannot be (0.9, 1.0): give numbers from 0 to 0.9999"),
+        ({"widths": "8,0"}, "widths cannot be '8,0': give numbers from 1 up"),
+        ({"betas": "0.9,1"}, "betas cannot be '0.9,1': give numbers from 0 to 0.9999"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -168,7 +172,7 @@ def test_a_schedule_holds_the_settings_of_training() -> None:
 
 @pytest.fixture(scope="module")
 def small_models() -> dict[str, methods.Detector]:
-    images = image_set(weave(4))
+    images = image_set(weave(16))
     made = {
         "hfr": create("hfr", epochs=1, widths="16,16,8,8", **SMALL),
         "sgfr": create("sgfr", atoms=20, **SMALL),
@@ -188,6 +192,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, small_models, name: str) -> 
     images = tensor(damage(weave(3))[0])
     assert torch.equal(again.anomaly_map(images), model.anomaly_map(images))
     assert torch.equal(again.threshold, model.threshold) and torch.isfinite(again.threshold)
+    assert torch.equal(again.normal_scores, model.normal_scores) and len(again.normal_scores) == 2
     assert (again.config, again.seed, again.image_size) == (model.config, model.seed, model.image_size)
     assert again.history == model.history and not any(module.training for module in again.modules())
     if os.name == "posix":
@@ -219,7 +224,7 @@ def test_a_saved_model_is_replaced_but_nothing_else_is(tmp_path, small_models) -
 
 def test_a_failed_save_leaves_the_previous_model(tmp_path, small_models, monkeypatch) -> None:
     folder = save(small_models["hfr"], tmp_path / "model")
-    monkeypatch.setattr(methods, "describe", lambda detector: 1 / 0)
+    monkeypatch.setattr(storage, "describe", lambda detector: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(small_models["knn"], folder)
     assert load(folder, "cpu").name == "hfr" and [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -269,6 +274,60 @@ def test_a_missing_model_is_named(tmp_path) -> None:
         assert said(lambda where=where: load(where)).startswith(f"no saved model in {where} (model.json is missing)")
 
 
+# --- fitting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (8, 1), (16, 2), (209, 26), (10_000, 512)])
+def test_one_image_in_eight_is_held_out(count: int, held: int) -> None:
+    learned, out = hold_out(count, seed=3)
+    assert len(out) == held and sorted([*learned.tolist(), *out.tolist()]) == list(range(count))
+    assert torch.equal(learned, learned.sort().values)
+    assert count < 100 or not torch.equal(hold_out(count, seed=4)[1], out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_held_out_is_not_learned_from_and_places_the_threshold(small_models, name: str) -> None:
+    model, images = small_models[name], image_set(weave(16))
+    learned, held = hold_out(16, model.seed)
+    scores = model.predict(images.subset(held.numpy()), progress=False)[1]
+    np.testing.assert_allclose(model.normal_scores.numpy(), np.sort(scores), rtol=2e-2)
+    other = weave(16)
+    other[held.numpy()] = damage(weave(2, seed=50))[0]  # what is held out changes the calibration, never what is learned
+    again = unfitted(model).fit(image_set(other), progress=False)
+    assert again.history == model.history and again.threshold != model.threshold
+
+
+def unfitted(model: methods.Detector) -> methods.Detector:
+    """The detector as it was before it was fitted."""
+    settings = dataclasses.asdict(model.config)
+    return create(model.name, backbone=LITE0, image_size=64, device="cpu", seed=model.seed, **settings)
+
+
+def test_without_held_out_scores_there_is_no_verdict() -> None:
+    model = detector("knn", network("test_resnet", (8, 16)))
+    with pytest.warns(DataWarning, match="no verdict: 0 held-out scores place no threshold; for at most 2.0% false al"):
+        model.fit(tensor(weave(1)), progress=False)
+    assert model.verdicts(np.array([0.0, 1e9])) == ["no verdict"] * 2
+    model.threshold.fill_(2.0)
+    assert model.verdicts(np.array([2.0, 2.1])) == ["normal", "anomalous"]
+
+
+class Odd(nn.Module):
+    """A part of a method that holds something frozen under a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher, self.pupil = Frozen(), nn.Linear(2, 2)
+        self.teacher.layer = nn.Linear(2, 2)
+
+
+def test_frozen_modules_are_left_out_by_their_kind_and_stay_in_evaluation_mode() -> None:
+    model = detector("pixel_ae", width=4, stages=4)
+    model.part = Odd()
+    assert {name for name in model.own_tensors() if name.startswith("part")} == {"part.pupil.weight", "part.pupil.bias"}
+    assert not model.train().part.teacher.training and model.part.pupil.training
+
+
 # --- predicting ----------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +347,7 @@ def test_maps_are_neither_squashed_nor_scaled() -> None:
     model = detector("hfr", network(), mode="mse", standardise=False, widths="8,8,8,8")
     model.reconstruct = lambda pyramid: [torch.zeros_like(level) for level in pyramid]
     f = extract(network(), tensor(weave(2)), progress=False).batch(slice(None))
-    maps, larger = (model.fuse(model.feature_residuals([scale * level for level in f])) for scale in (1, 10))
+    maps, larger = (model.fuse(model.map_residuals([scale * level for level in f])) for scale in (1, 10))
     torch.testing.assert_close(larger, 100 * maps)
     assert larger.max() > 1
 
@@ -306,6 +365,6 @@ def test_prediction_puts_the_model_into_evaluation_mode() -> None:
 
 
 def test_the_base_class_promises_no_more_than_it_has() -> None:
-    with pytest.raises(TypeError, match="abstract.*fit.*residuals"):
+    with pytest.raises(TypeError, match="abstract.*describe, learn, map_residuals"):
         methods.Detector(Config(), (8, 8), 0)
     assert isinstance(image_set(weave(1)), ImageSet)

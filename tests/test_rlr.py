@@ -191,7 +191,7 @@ def test_noise_is_for_training_only() -> None:
     noisy = model()
     losses = {noisy.loss(0, pyramid()[0]).item() for _ in range(3)}
     for mode in (noisy.train(), noisy.eval()):
-        a, b = mode.feature_residuals(pyramid()), mode.feature_residuals(pyramid())
+        a, b = mode.map_residuals(pyramid()), mode.map_residuals(pyramid())
         assert len(losses) == 3 and all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -338,7 +338,7 @@ def by_hand(x: np.ndarray, x_hat: np.ndarray) -> float:
 
 def test_residuals_and_loss_are_distance_and_direction() -> None:
     quiet, f = model(jitter=0), pyramid()
-    residuals = quiet.feature_residuals(f)
+    residuals = quiet.map_residuals(f)
     assert list(residuals) == ["s_1", "s_2"] and not any(s.requires_grad for s in residuals.values())
     for k, (s, net) in enumerate(zip(residuals.values(), quiet.nets, strict=True)):
         x = quiet.tokens(k, f[k])
@@ -377,7 +377,7 @@ def test_the_map_is_the_plain_mean_and_only_the_score_is_smoothed() -> None:
 
 def fit(features: Features, checkpoint=None, seed: int = 0, **settings) -> RLR:
     built = model(seed=seed, **{**dict(epochs=4, batch_size=2), **settings})
-    built.fit_features(features, checkpoint=checkpoint, progress=False)
+    built.learn(features, checkpoint=checkpoint, progress=False)
     return built
 
 

@@ -8,7 +8,16 @@ import tiny  # noqa: F401  (sets the number of threads)
 import torch
 from scipy import ndimage
 
-from uad_core.scoring import feature_distance, fuse, gaussian_blur, image_score, normal_threshold, upsample
+from uad_core.scoring import (
+    feature_distance,
+    fuse,
+    gaussian_blur,
+    image_score,
+    images_needed,
+    normal_threshold,
+    upsample,
+    verdict,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -125,7 +134,32 @@ def test_scores_are_the_largest_or_the_mean_value() -> None:
     torch.testing.assert_close(image_score(maps, "mean"), torch.stack([m.mean() for m in maps]))
 
 
-def test_the_threshold_is_three_deviations_above_the_mean() -> None:
-    scores = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    assert normal_threshold(scores).item() == pytest.approx(3 + 3 * np.std([1, 2, 3, 6]))
-    assert normal_threshold(torch.tensor([2.5])).item() == 2.5
+@pytest.mark.parametrize(("m", "k"), [(49, 1), (60, 1), (99, 2), (500, 10)])
+def test_of_many_scores_the_threshold_is_an_order_statistic(m: int, k: int) -> None:
+    scores = torch.rand(m, generator=torch.Generator().manual_seed(m))
+    assert normal_threshold(scores, 0.02) == scores.sort(descending=True).values[k - 1]
+
+
+def law(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return (1.5 + 0.3 * torch.randn(*shape, generator=generator)).exp()
+
+
+@pytest.mark.parametrize("m", [3, 8, 30, 60])
+def test_normal_images_exceed_the_threshold_as_often_as_stated(m: int) -> None:
+    """Over many fits: 5 % of further images of the same law, whichever of the two rules applies."""
+    generator = torch.Generator().manual_seed(m)
+    calibration, further = law(generator, 4000, m), law(generator, 4000)
+    thresholds = torch.stack([normal_threshold(scores, 0.05) for scores in calibration])
+    k = int(0.05 * (m + 1))
+    expected = k / (m + 1) if m >= images_needed(0.05) else 0.05
+    assert (further > thresholds).float().mean().item() == pytest.approx(expected, abs=0.012)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0], [1.0, float("inf")], [1.0, float("nan"), 2.0], [1.0, 0.0]])
+def test_without_finite_scores_there_is_no_threshold(scores: list[float]) -> None:
+    found = normal_threshold(torch.tensor(scores), 0.02)
+    assert torch.isnan(found) and verdict(1e9, found.item()) == "no verdict"
+
+
+def test_how_many_images_a_false_alarm_rate_takes() -> None:
+    assert [images_needed(rate) for rate in (0.5, 0.05, 0.02, 0.001)] == [1, 19, 49, 999]

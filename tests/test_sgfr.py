@@ -120,7 +120,7 @@ def test_finer_levels_are_averaged_to_the_reference_s_grid() -> None:
     fine, coarse = features(2).batch(slice(None))
     found = model.levels([fine, coarse])
     assert torch.allclose(found[0], F.avg_pool2d(fine, 2), atol=1e-6) and torch.equal(found[1], coarse)
-    assert {tuple(s.shape) for s in fitted(reference=16).feature_residuals([fine, coarse]).values()} == {(2, 4, 4)}
+    assert {tuple(s.shape) for s in fitted(reference=16).map_residuals([fine, coarse]).values()} == {(2, 4, 4)}
 
 
 def test_candidates_bound_what_the_sampler_sees() -> None:
@@ -136,7 +136,7 @@ def test_residual_of_a_stored_image_is_zero_unless_it_is_excluded(reading: str) 
     index = torch.tensor([3, 7])
     pyramid = features().batch(index)
     for own, foreign in zip(
-        model.feature_residuals(pyramid).values(), model.feature_residuals(pyramid, index).values(), strict=True
+        model.map_residuals(pyramid).values(), model.map_residuals(pyramid, index).values(), strict=True
     ):
         assert own.max() < 1e-3 and foreign.min() > 0.1
 
@@ -146,11 +146,11 @@ def test_exclusion_is_that_of_a_bank_without_the_image_s_atoms(reading: str) -> 
     model = fitted(reading=reading)
     index = model.origin[:1, 0]
     pyramid = features().batch(index)
-    excluded = model.feature_residuals(pyramid, index)
+    excluded = model.map_residuals(pyramid, index)
     keep = model.origin[:, 0] != index
     for level, bank in enumerate(model.banks):
         model.register_buffer(f"bank_{level}", bank[:, keep])
-    for a, b in zip(excluded.values(), model.feature_residuals(pyramid).values(), strict=True):
+    for a, b in zip(excluded.values(), model.map_residuals(pyramid).values(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_exclusion_is_that_of_a_bank_without_the_image_s_atoms(reading: str) -> 
 @pytest.mark.parametrize("reading", READINGS)
 def test_normal_features_have_residual_one_on_average(reading: str, solver: str) -> None:
     model = fitted(reading=reading, solver=solver, gamma=5.0)
-    phi = model.feature_residuals(features().batch(slice(None)), torch.arange(12))
+    phi = model.map_residuals(features().batch(slice(None)), torch.arange(12))
     for s in phi.values():
         assert s.mean().item() == pytest.approx(1, abs=1e-3)
 
@@ -169,14 +169,14 @@ def test_residual_is_the_norm_of_what_the_pursuit_leaves() -> None:
     fine = F.normalize(F.avg_pool2d(pyramid[0], 3, 1, 1, count_include_pad=False), dim=1)
     points = fine.flatten(2).transpose(1, 2).flatten(0, 1)[None]
     left = matching_pursuit(points, model.bank_0, 3).energy.sqrt().view(3, 8, 8) / model.scale[0]
-    assert torch.allclose(model.feature_residuals(pyramid)["s_1"], left, atol=1e-5)
+    assert torch.allclose(model.map_residuals(pyramid)["s_1"], left, atol=1e-5)
 
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_target_and_reconstruction_differ_by_the_residual(reading: str) -> None:
     model = fitted(reading=reading)
     pyramid = features(2, seed=5).batch(slice(None))
-    residuals = model.feature_residuals(pyramid).values()
+    residuals = model.map_residuals(pyramid).values()
     for (target, rebuilt), s, mu in zip(model.reconstruct(pyramid), residuals, model.scale, strict=True):
         assert torch.allclose((target - rebuilt).norm(dim=1) / mu, s, atol=1e-5)
 
@@ -186,7 +186,7 @@ def test_more_atoms_in_a_combination_leave_less() -> None:
     pyramid = features(2, seed=5).batch(slice(None))
     for level in range(2):
         name = f"s_{level + 1}"
-        a, b = (model.feature_residuals(pyramid)[name] * model.scale[level] for model in (few, many))
+        a, b = (model.map_residuals(pyramid)[name] * model.scale[level] for model in (few, many))
         assert (b <= a + 1e-6).all()
 
 
@@ -245,11 +245,11 @@ def test_a_saved_detector_gives_the_same_maps(reading: str, tmp_path) -> None:
 
 def test_one_image_or_constant_images_do_not_break_it() -> None:
     alone = sgfr().fit(features(1), progress=False)
-    assert alone.feature_residuals(features(2, seed=5).batch(slice(None)))["s_1"].isfinite().all()
+    assert alone.map_residuals(features(2, seed=5).batch(slice(None)))["s_1"].isfinite().all()
     flat = Features([torch.ones(4, 48, 8, 8).half(), torch.zeros(4, 192, 4, 4).half()], "flat")
     model = sgfr().fit(flat, progress=False)
     assert len(model.origin) == 1
-    assert all(s.isfinite().all() for s in model.feature_residuals(features(2).batch(slice(None))).values())
+    assert all(s.isfinite().all() for s in model.map_residuals(features(2).batch(slice(None))).values())
 
 
 def test_one_class_images_are_judged_by_the_whole_map() -> None:

@@ -111,14 +111,14 @@ def test_it_is_adam_and_the_loss_is_the_mean_over_images(clip: float) -> None:
 
 
 def test_gradients_are_clipped_before_the_step(monkeypatch) -> None:
-    norms, step = [], torch.optim.Adam.step
+    norms, step = [], torch.optim.AdamW.step
     model = network()
 
     def watched(self, *arguments, **options):
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
         return step(self, *arguments, **options)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     fit(model, clip=0.05)
     assert len(norms) == 18 and max(norms) <= 0.05 * 1.001
     norms.clear()
@@ -133,13 +133,13 @@ def test_a_schedule_may_be_of_any_length(epochs: int) -> None:
 
 @pytest.mark.parametrize("decay", ["constant", "onecycle"])
 def test_the_learning_rate_follows_its_schedule(monkeypatch, decay: str) -> None:
-    rates, step = [], torch.optim.Adam.step
+    rates, step = [], torch.optim.AdamW.step
 
     def watched(self, *arguments, **options):
         rates.append(self.param_groups[0]["lr"])
         return step(self, *arguments, **options)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     fit(network(), epochs=20, decay=decay)
     assert len(rates) == 60
     if decay == "constant":

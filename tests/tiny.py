@@ -21,6 +21,7 @@ from uad_core import methods
 from uad_core.backbones import Backbone, load_backbone
 from uad_core.cli import main
 from uad_core.datasets import ArraySource, ImageSet
+from uad_core.methods import build
 
 # So small that more threads only wait for each other; and sums come in the same order everywhere.
 torch.set_num_threads(1)
@@ -112,7 +113,7 @@ def network(name: str = "test_resnet", strides: tuple[int, ...] = (4, 8, 16)) ->
 
 def shared_networks():
     """Within this context `create` and `load` share networks: a frozen one can serve many detectors."""
-    return mock.patch.object(methods, "load_backbone", _loaded)
+    return mock.patch.object(build, "load_backbone", _loaded)
 
 
 _loaded = lru_cache(load_backbone)

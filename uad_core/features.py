@@ -66,6 +66,7 @@ class Features:
 
     def __init__(self, levels: Sequence[Tensor | Path], key: str, rows: Tensor | None = None):
         self._stores, self._whole_key = list(levels), key
+        self.holder: tempfile.TemporaryDirectory | None = None  # a folder that goes when the features do
         self.rows = torch.arange(len(_opened(self._stores[0]))) if rows is None else rows
         self.key = key if rows is None else _hash(key, rows.tolist())
 
@@ -94,11 +95,16 @@ class Features:
             yield self.batch(index, device)
 
     def subset(self, index: Tensor) -> Features:
-        return Features(self._stores, self._whole_key, self.rows[index])
+        return self._with(self._stores, self.rows[index])
 
     def only(self, levels: Sequence[int]) -> Features:
         """Return some of the levels, for a network that learns these alone."""
-        return Features([self._stores[k] for k in levels], self._whole_key, self.rows)
+        return self._with([self._stores[k] for k in levels], self.rows)
+
+    def _with(self, stores: list[Tensor | Path], rows: Tensor) -> Features:
+        part = Features(stores, self._whole_key, rows)
+        part.holder = self.holder
+        return part
 
 
 class Live:
@@ -174,7 +180,7 @@ def keep(
     if not folder.is_dir():
         _fill(folder, images, describe, device, progress)
     features = Features([folder / name for name in _names(folder)], key)
-    features.holder = holder  # the temporary folder goes when the features do
+    features.holder = holder
     return features
 
 
@@ -215,7 +221,8 @@ def _hash(*parts: object) -> str:
 
 def _size(images: ImageSet, describe: Describe, device: torch.device) -> int:
     """Return how many bytes the descriptions of all images need."""
-    return 2 * len(images) * sum(f[0].numel() for f in describe(images.images([0]).to(device)))
+    blank = torch.zeros(1, 3, *images.image_size, device=device)
+    return 2 * len(images) * sum(f[0].numel() for f in describe(blank))
 
 
 def _compute(images: ImageSet, describe: Describe, device: torch.device, progress: bool, allocate) -> list[Tensor]:

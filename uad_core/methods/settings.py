@@ -104,7 +104,8 @@ def _line(config_class: type[Config], settings: dict[str, Any], error: dict[str,
     value, limits = settings[key], error.get("ctx", {})
     wanted = typing.get_type_hints(config_class)[key]
     if error["type"] == "literal_error":
-        return f"{key} cannot be {error['input']!r}: choose among {limits['expected'].replace(chr(39), '')}"
+        words = limits["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{key} cannot be {error['input']!r}: choose among {words}"
     if error["type"] == "too_short" and not error["input"]:
         return f"{key} cannot be empty: give at least one value, several with commas between them"
     if error["type"] in ("greater_than_equal", "less_than_equal", "finite_number"):
