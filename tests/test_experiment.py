@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from tiny import LITE0, inside, shared_networks, uad, weave, write, write_category, write_classes
 
@@ -21,16 +22,18 @@ from uad_core import cost, datasets, ledger, methods, metrics, training
 from uad_core import experiment as module
 from uad_core.errors import UserError
 from uad_core.experiment import Experiment, run
+from uad_core.methods import base
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
 KEYS = {
     "method": str, "dataset": str, "category": str, "profile": str, "seed": int, "backbone": str, "image_size": int,
     "overrides": dict, "config": dict, "protocol": str, "n_train": int, "n_test": int, "metrics": dict, "cost": dict,
-    "fingerprint": dict, "environment": dict,
+    "fingerprint": dict, "environment": dict, "map_size": list, "verdict": dict,
 }  # fmt: skip
 COST = {
     "fit_s": float, "features_s": float, "predict_ms_per_image": float, "backbone_ms_per_image": float,
     "peak_rss_mb": float, "peak_gpu_mb": type(None), "parameters": int, "model_bytes": int,
+    "timed_images": int,
 }  # fmt: skip
 SETTINGS = {"epochs": "2", "widths": "16,16,8,8"}
 
@@ -277,15 +280,15 @@ def test_joined_maps_say_whose_each_row_is(both) -> None:
 
 
 def test_what_was_finished_before_an_interruption_is_not_repeated(data, tmp_path, monkeypatch) -> None:
-    fitted, features = [], module._features
+    fitted, fit = [], module._fit
 
     def interrupted(detector, images, *options):
         fitted.append(images.category)
         if images.category == "beta" and len(fitted) == 2:
             raise KeyboardInterrupt
-        return features(detector, images, *options)
+        return fit(detector, images, *options)
 
-    monkeypatch.setattr(module, "_features", interrupted)
+    monkeypatch.setattr(module, "_fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quiet(experiment(data, "alpha,beta"), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["alpha"]
@@ -344,6 +347,7 @@ def test_a_joint_model_cannot_know_which_category_an_image_is_of(tmp_path, metho
         assert list(quiet(one, out)["per_category"]) == list(counts)
         weights.append(methods.load(out / "model", "cpu").own_tensors())
     assert weights[0].keys() == weights[1].keys()
+    assert torch.isnan(weights[0].pop("threshold")) and torch.isnan(weights[1].pop("threshold"))  # one is held out
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -425,8 +429,8 @@ def test_data_sets_of_different_protocols_are_run_apart(data, tmp_path) -> None:
 @pytest.mark.parametrize(("method", "seen"), [("knn", 1), ("pixel_ae", None)])
 def test_one_class_is_normal_and_the_others_are_not(tmp_path, monkeypatch, method: str, seen: int | None) -> None:
     tree = write_classes(tmp_path / "classes")
-    computed, extract = [], module.extract
-    monkeypatch.setattr(module, "extract", lambda *a, **k: computed.append(k["cache"]) or extract(*a, **k))
+    computed, keep = [], base.keep
+    monkeypatch.setattr(base, "keep", lambda *a: computed.append(a[4]) or keep(*a))
     settings = {"bank": "50"} if method == "knn" else {"epochs": "1", "width": "4"}
     one = Experiment(
         method, str(tree), "all", profile="smoke", backbone=LITE0, image_size=64, device="cpu", settings=settings
@@ -449,6 +453,108 @@ def test_one_class_is_normal_and_the_others_are_not(tmp_path, monkeypatch, metho
         assert kept["label"][~dark].tolist() == [True] * 3 + [False] * 3
         found = roc_auc_score(kept["label"][dark], kept["score"][dark])
         assert found == pytest.approx(result["per_category"]["dark"]["image_auroc"], abs=1e-9)
+
+
+# --- what is found before the fit ----------------------------------------------------------------------------------
+
+
+def test_maps_may_be_coarser_than_masks(data, tmp_path) -> None:
+    one = experiment(data, method="knn", settings={"bank": "50", "map_stride": "2"})
+    result = quiet(one, tmp_path / "out")
+    assert result["map_size"] == [32, 32] and recomputed(tmp_path / "out/maps.npz") == pytest.approx(result["metrics"])
+    with np.load(tmp_path / "out/maps.npz") as kept:
+        assert kept["mask"].shape == kept["anomaly_map"].shape == (6, 32, 32)
+        test = datasets.load(str(data), "alpha", image_size=64).test
+        assert np.array_equal(kept["mask"], test.masks((32, 32))) and kept["mask"].any()
+
+
+def shrink_masks(folder: Path, which: list[int], size: int = 512) -> None:
+    """Make images and masks large, and the masks of some of them two pixels between those that are looked at."""
+    for path in sorted(folder.rglob("*.png")):
+        with Image.open(path) as image:
+            large = image.resize((size, size))
+        if path.name.endswith("_mask.png") and int(path.name[:3]) in which:
+            large = Image.new("L", (size, size))
+            large.paste(255, (0, 0, 2, 2))
+        large.save(path)
+
+
+def test_masks_that_vanish_are_counted_before_the_fit(tmp_path, monkeypatch) -> None:
+    write_category(tmp_path / "tiny")
+    shrink_masks(tmp_path / "tiny", [0])
+    order, fit = [], module._fit
+    monkeypatch.setattr(module, "_fit", lambda *a: order.append("fit") or fit(*a))
+    monkeypatch.setattr(module.warnings, "warn", lambda message, *a, **k: order.append(str(message)))
+    result = quiet(experiment(tmp_path / "tiny", "all", method="knn", settings={"bank": "50"}), tmp_path / "out")
+    assert order[0].startswith("tiny: 1 of 3 masks vanish at 64x64 pixels: pixel metrics are those of the others")
+    assert order[1] == "fit" and result["vanished_masks"] == 1 and result["metrics"]["pixel_auroc"] is not None
+
+
+def test_without_any_mask_left_pixel_metrics_are_null(tmp_path) -> None:
+    write_category(tmp_path / "tiny")
+    shrink_masks(tmp_path / "tiny", [0, 1, 2])
+    with pytest.warns(datasets.DataWarning, match="3 of 3 masks vanish"):
+        result = quiet(experiment(tmp_path / "tiny", "all", method="knn", settings={"bank": "50"}), tmp_path / "out")
+    assert [name for name, value in result["metrics"].items() if value is None] == list(METRICS[3:])
+
+
+@pytest.mark.parametrize("tests", ["none", "good"])
+def test_good_images_alone_make_a_detector_with_a_threshold(tmp_path, tests: str) -> None:
+    folder = write_category(tmp_path / "mine", train=20)
+    shutil.rmtree(folder / "ground_truth")
+    shutil.rmtree(folder / "test/patch" if tests == "good" else folder / "test")
+    one = experiment(folder, "all", method="knn", settings={"bank": "200"})
+    with pytest.warns(datasets.DataWarning, match="no normal and no defective test" if tests == "none" else "no defect"):
+        result = quiet(one, tmp_path / "out")
+    assert set(result["metrics"].values()) == {None} and result["n_test"] == (3 if tests == "good" else 0)
+    verdict = result["verdict"]
+    assert verdict["held_out"] == 2 and verdict["threshold"] > 0 and verdict["false_alarm_rate"] == 0.02
+    assert verdict["normal_test_images"] == result["n_test"] and verdict["false_alarms"] <= result["n_test"]
+    assert methods.load(tmp_path / "out/model", "cpu").threshold.item() == pytest.approx(verdict["threshold"])
+    ledger.collect(tmp_path / "out", tmp_path / "ledger")
+    assert ledger.read(tmp_path / "ledger")["image_auroc"].isna().all()
+
+
+def test_oblong_images_keep_their_shape(data, tmp_path) -> None:
+    shutil.copytree(data / "alpha", tmp_path / "wide")
+    for path in (tmp_path / "wide").rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((192, 128)).save(path)
+    for size, expected in ((("64x96"), (64, 96)), ("auto", (96, 160))):
+        out = tmp_path / size
+        where = ["--dataset", tmp_path / "wide", "--profile", "smoke", "--backbone", LITE0, "--set", "bank=50"]
+        assert uad("run", "knn", *where, "--image-size", size, "--out", out, "--device", "cpu").status == 0
+        result = json.loads((out / "result.json").read_text())
+        assert tuple(result["image_size"]) == tuple(result["map_size"]) == expected
+        with np.load(out / "maps.npz") as kept:
+            assert kept["mask"].shape[1:] == kept["anomaly_map"].shape[1:] == expected
+
+
+def test_equal_data_have_one_fingerprint_in_joint_and_separate_runs(shared, both, done) -> None:
+    joint, apart, alone = (result["fingerprint"] for result in (shared[0], both[0], done[0]))
+    assert joint["data"] == apart["data"] and joint["data_sha256"] == apart["data_sha256"]
+    assert joint["data"]["alpha"] == alone["data_sha256"] != joint["data_sha256"]
+
+
+def test_a_checkpoint_of_other_code_is_not_taken(monkeypatch) -> None:
+    model = methods.create("hfr", profile="smoke", backbone=LITE0, device="cpu")
+    data = model.described(torch.rand(2, 3, 64, 64), progress=False)
+    before = model.run_key(data)
+    assert model.run_key(data) == before
+    monkeypatch.setattr(base, "code_version", lambda module: "0.1.0+other")
+    assert model.run_key(data) != before
+
+
+def test_other_data_that_a_method_takes_are_in_the_fingerprint(data, tmp_path, monkeypatch) -> None:
+    kind = methods.method_class("knn")
+    monkeypatch.setattr(kind, "takes", ("dtd",))
+    one = experiment(data, method="knn", settings={"bank": "50"}, root=tmp_path / "root")
+    assert "others" not in quiet(one, tmp_path / "without")["fingerprint"]
+    write(tmp_path / "root/dtd/images/dotted", weave(2))
+    seen, learn = [], kind.learn
+    monkeypatch.setattr(kind, "learn", lambda self, *a, **k: seen.append(self.others["dtd"]) or learn(self, *a, **k))
+    found = quiet(one, tmp_path / "with")["fingerprint"]["others"]
+    assert len(seen[0]) == 2 and seen[0].image_size == (64, 64) and found == {"dtd": seen[0].sha256}
 
 
 def test_a_folder_without_masks_has_no_pixel_metrics(tmp_path) -> None:

@@ -521,7 +521,7 @@ def test_one_class_images_have_small_maps_that_are_not_smoothed() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(blocks="lca,mca"), "blocks 'lca,mca': name each once, among lca, mlka, ca, msa, sa"),
+        (dict(blocks="lca,mca"), "blocks cannot be 'mca': choose among lca, mlka, ca, msa, sa"),
         (dict(blocks="lca,lca"), "blocks 'lca,lca': name each once"),
         (dict(blocks=""), "blocks cannot be empty: give at least one value"),
         (dict(heads=3), "width 1 gives 8 channels: choose one that 4 and heads=3 divide"),

@@ -175,17 +175,12 @@ def _look_ahead(out: Path, detector: Detector, data: dict[str, Category]) -> int
     """Find before the fit what would spoil the run after it; return how many masks vanish at the size of the maps.
 
     Raises UserError for a test image that cannot be decoded and for a disk that cannot hold the results. Warns of
-    metrics that will be null, and why.
+    masks that vanish.
     """
     _require_space(out, sum(len(part.test) for part in data.values()), detector)
     gone = 0
     for name, part in data.items():
         _decode_all(part.test)
-        missing = [kind for kind, there in (("normal", ~part.test.labels), ("defective", part.test.labels))
-                   if not there.any()]  # fmt: skip
-        if missing:
-            what = f"no {' and no '.join(missing)} test images: all metrics are null"
-            warnings.warn(f"{part.dataset}/{part.category}: {what}, the threshold is not", DataWarning, stacklevel=2)
         lost = datasets.vanished(part.test, detector.map_size) if part.test.has_masks else []
         if lost:
             size = "x".join(map(str, detector.map_size))

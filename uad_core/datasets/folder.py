@@ -7,7 +7,7 @@ CATEGORY/test/DEFECT/NAME.png                      defective images to judge
 CATEGORY/ground_truth/DEFECT/NAME_mask.png         their masks, or DEFECT/NAME with any suffix
 ```
 
-"good" may be called "ok" or "normal". Hidden files and files that are no images are passed
+"good" may be called "ok" or "normal". Without a folder test there is nothing to judge, and the test set is empty. Hidden files and files that are no images are passed
 over; a folder where an image should be, an image of a kind that is not read, a mask
 without an image or an image without a mask is an error. Without any mask in
 `ground_truth`, or without `ground_truth`, pixel metrics are undefined and `has_masks` is False.
@@ -67,8 +67,8 @@ def load(
 
 
 def is_category(folder: Path) -> bool:
-    """Whether `folder` looks like a category in MVTec layout: it has train/good and test."""
-    return (folder / "test").is_dir() and any((folder / "train" / good).is_dir() for good in GOOD)
+    """Whether `folder` looks like a category in MVTec layout: it has train/good."""
+    return any((folder / "train" / good).is_dir() for good in GOOD)
 
 
 def categories(folder: Path) -> list[str]:
@@ -92,9 +92,14 @@ def image_set(
 def as_category(train: ImageSet, test: ImageSet, protocol: str = "inspection") -> Category:
     """Return both splits of files as a `Category`, after a look at what would spoil its numbers."""
     where = f"{test.dataset}/{test.category}"
-    if test.labels.all() or not test.labels.any():
-        kind = "anomalous" if test.labels.all() else "normal"
-        warnings.warn(f"{where}: all test images are {kind}, so no metric is defined", DataWarning, stacklevel=3)
+    missing = [kind for kind, there in (("normal", ~test.labels), ("defective", test.labels)) if not there.any()]
+    if missing:
+        what = f"no {' and no '.join(missing)} test images, so no metric is defined"
+        warnings.warn(f"{where}: {what}; the threshold comes from training images", DataWarning, stacklevel=3)
+    distinct = len({train.source.digests(row)[0] for row in train.rows})
+    if distinct < len(train):
+        what = f"{len(train) - distinct} training images are copies of others, {distinct} are distinct"
+        warnings.warn(f"{where}: {what}: remove the copies, or calibration is too sure of itself", DataWarning, stacklevel=3)
     good, anomalous = (test.subset(rows).paths for rows in (~test.labels, test.labels))
     for twins, what in (
         (_twins(test.source.folder, train.paths, test.paths), "test images are also train images"),
@@ -165,8 +170,8 @@ def _train_items(folder: Path) -> list[Item]:
 
 def _test_items(folder: Path) -> list[Item]:
     test = folder / "test"
-    if not test.is_dir():
-        raise UserError(f"{shown(folder)} has no folder test: put images to judge into test/good and test/DEFECT")
+    if not test.exists():
+        return []
     found = {defect: image_files(test / defect) for defect in _kinds(test)}
     if not any(found.values()):
         raise UserError(f"{shown(test)}: no image in test/good or test/DEFECT: put PNG, JPEG, BMP or TIFF images there")

@@ -202,7 +202,10 @@ def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:
         wide = np.asarray(image).astype(np.uint32)
         return ((wide * 255 + 32767) // 65535).astype(np.uint8)
     if image.mode in ("I", "F"):
-        raise UserError(f"{shown(path)} holds 32-bit values, whose white is undefined: save it with 8 or 16 bits")
+        raise UserError(
+            f"{shown(path)} holds 32-bit values, whose white is undefined: if white is 1.0, save it with 8 bits by "
+            "`Image.fromarray((numpy.asarray(Image.open(OLD)) * 255).astype('uint8')).save(NEW)`"
+        )
     if image.mode in ("L", "1") and "transparency" not in image.info:
         return np.array(image.convert("L"))
     if image.mode[-1] in "Aa" or "transparency" in image.info:

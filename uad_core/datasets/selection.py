@@ -38,7 +38,7 @@ def select(dataset: str, category: str, root: Path | None = None) -> list[Member
 
     Args:
         dataset: a name or a folder, or several with commas between them.
-        category: one, several as "a,b,c", or "all". With several data sets a category is written DATASET/CATEGORY
+        category: one, several as "a,b,c", or "all"; a category that has commas in its name is named whole. With several data sets a category is written DATASET/CATEGORY
             wherever two have one of that name, and "all" are those that are present under `root`.
         root: where named data lie.
 
@@ -47,6 +47,8 @@ def select(dataset: str, category: str, root: Path | None = None) -> list[Member
             to `datasets.load`, which can say what is wrong with its folder.
     """
     sources = _sources(dataset)
+    if len(sources) == 1 and "," in category and category in datasets.categories(dataset, root):
+        return [Member(dataset, _name(dataset), category, category)]
     wanted = [name.strip() for name in category.split(",") if name.strip()]
     if len(sources) == 1 and len(wanted) == 1 and wanted != ["all"]:
         name = _name(dataset)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from uad_core.training import train
 
 __all__ = ["RLR", "Attention", "Embedding", "LevelNetwork", "RLRConfig", "feature_jitter", "sine_positions"]
 
+Block = Literal["lca", "mlka", "ca", "msa", "sa"]
+BLOCKS = get_args(Block)
 CODE, README = "authors' public code", "training line of the authors' README"
 
 
@@ -47,7 +49,7 @@ class RLRConfig(TrainedConfig):
     width: Count = fact(32, f"d = 32 · stride tokens' width: 256 at stride 8, 512 at stride 16; {CODE}")
     layers: Count = fact(4, f"layers M of each level's network; {README}")
     heads: Count = fact(8, f"attention heads H; {CODE}")
-    blocks: Annotated[tuple[Literal["lca", "mlka", "ca", "msa", "sa"], ...], Several, Field(min_length=1)] = fact(("lca", "mlka"), f"attentions of a layer, in parallel; {README}")
+    blocks: Annotated[tuple[Block, ...], Several, Field(min_length=1)] = fact(("lca", "mlka"), f"attentions of a layer, in parallel; {README}")
     gate: Literal["none", "gate", "net"] = fact("none", f"'none' (constant weights 2 and 1), 'gate' or 'net': weights of the blocks; {README}")
     residual: bool = fact(False, f"carry a layer's input around its attentions: the shortcut RLR avoids; {CODE}")
     ref_len: Count = fact(1, f"reference tokens r for each grid position; {CODE}")
