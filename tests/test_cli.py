@@ -31,7 +31,7 @@ def hurried(monkeypatch) -> None:
 @pytest.fixture
 def things(tmp_path) -> Path:
     """A folder with one category, alpha, which the test may damage."""
-    write_category(tmp_path / "things/alpha", train=3)
+    write_category(tmp_path / "things/alpha", train=16)
     return tmp_path / "things"
 
 
@@ -84,7 +84,7 @@ def test_several_categories_are_printed_with_their_mean(tmp_path) -> None:
 
 
 def test_one_model_for_several_categories_is_fitted_printed_and_used(things, tmp_path) -> None:
-    write_category(things / "beta", seed=1)
+    write_category(things / "beta", seed=1, train=16)
     out = tmp_path / "out"
     ran = uad(*run(things, out, "--joint", category="alpha,beta"))
     assert ran.status == 0 and ran.err == ""
@@ -117,7 +117,9 @@ def test_a_warning_is_one_line_on_stderr(things, tmp_path) -> None:
         (["run", "hfr", "--out", "x", "--sed", "1"], "No such option"),
         (["run", "hfr", "--out", "x", "--seed", "one"], "Invalid value for '--seed'"),
         (["run", "hfr", "--out", "x", "--seed", "-1"], "Invalid value for '--seed'"),
-        (["run", "hfr", "--out", "x", "--image-size", "16"], "Invalid value for '--image-size'"),
+        (["run", "hfr", "--out", "x", "--image-size", "16"], "--image-size '16': give a side from 32 to 4096 pixels, HEIGHTxWIDTH"),
+        (["run", "hfr", "--out", "x", "--image-size", "64x"], "--image-size '64x': give a side from 32 to 4096"),
+        (["run", "hfr", "--out", "x", "--image-size", "1x2x3"], "--image-size '1x2x3': give a side from 32 to 4096"),
         (["run", "hfr", "--out", "x", "--set", "epochs"], "--set 'epochs' is not of the form key=value"),
         (["run", "hfr", "--out", "x", "--set", "=3"], "--set '=3' is not of the form key=value"),
         (["predict", "x"], "Missing argument 'images"),
@@ -137,7 +139,7 @@ def test_wrong_use_is_one_line(monkeypatch, tmp_path, arguments: list[str], mess
     [
         (["--set", "epoch=3"], "no setting 'epoch' in HFRConfig: did you mean epochs?"),
         (["--set", "epochs=three"], "setting epochs='three' is not of type int: write for instance epochs=8"),
-        (["--set", "epochs=0"], "epochs cannot be 0: give a number from 1 up"),
+        (["--set", "epochs=0"], "epochs cannot be '0': give a number from 1 up"),
         (["--set", "mode=l1"], "mode cannot be 'l1': choose among mse, cos, mse+cos"),
         (["--set", "widths=8,8"], "widths (8, 8) do not fit 3 levels: give 4 numbers"),
         (["--set", "strides=4,5,16"], f"{LITE0} has no level of stride 5: choose among [2, 4, 8, 16, 32]"),
@@ -219,14 +221,9 @@ def missing_mask(category: Path) -> str:
     return f"{category / 'test/patch/001.png'} has no mask: add ground_truth/patch/001_mask.png"
 
 
-def no_test(category: Path) -> str:
-    shutil.rmtree(category / "test")
-    return "test"
-
-
 @pytest.mark.parametrize(
     "harm",
-    [emptied, text_for_image, cut_image("train"), cut_image("test"), other_mask, missing_mask, no_test],
+    [emptied, text_for_image, cut_image("train"), cut_image("test"), other_mask, missing_mask],
     ids=[
         "empty train",
         "text as image",
@@ -234,7 +231,6 @@ def no_test(category: Path) -> str:
         "cut test image",
         "mask of another size",
         "missing mask",
-        "no test",
     ],
 )
 def test_bad_data_are_named_and_leave_nothing(things, tmp_path, harm) -> None:
@@ -243,19 +239,8 @@ def test_bad_data_are_named_and_leave_nothing(things, tmp_path, harm) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("kind", "said"), [("good", "only defective images"), ("patch", "no defective images")])
-def test_a_test_set_of_one_kind_cannot_be_judged(things, tmp_path, kind: str, said: str) -> None:
-    shutil.rmtree(things / "alpha/test" / kind)
-    shutil.rmtree(things / "alpha/ground_truth") if kind == "patch" else None
-    ran = uad(*run(things, tmp_path / "out"))
-    assert ran.status == 2 and not (tmp_path / "out").exists()
-    *warnings, error = ran.err.splitlines()
-    assert all(line.startswith("warning: ") for line in warnings)
-    assert error == f"error: {things}/alpha: test has {said}; metrics need normal and defective ones there"
-
-
 def test_a_damaged_second_category_leaves_the_finished_first(things, tmp_path) -> None:
-    write_category(things / "beta", seed=1)
+    write_category(things / "beta", seed=1, train=16)
     cut_image("test")(things / "beta")
     assert "001.png" in refused(*run(things, tmp_path / "out", category="all"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["alpha"]

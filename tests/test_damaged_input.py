@@ -157,8 +157,6 @@ REFUSED = [
     Refused(
         "defects to learn from", lambda d: save(d / "train/crack/0.png", picture(1)),
         "DIR/train/crack: all training images are normal: move this folder into test"),
-    Refused("no test folder", lambda d: [remove(d, "test/*/*"), remove(d, "test/*"), remove(d, "test")],
-            "DIR has no folder test: put images to judge into test/good and test/DEFECT"),
     Refused("empty test folder", lambda d: remove(d, "test/*/*"),
             f"DIR/test: no image in test/good or test/DEFECT: {PUT}"),
     Refused(
@@ -198,10 +196,12 @@ REFUSED = [
     Refused("flipped bytes in a png", _flip, f"DIR/{CRACK} cannot be decoded (*): {GONE}", "read"),
     Refused(
         "floats", lambda d: save(rewrite(d / "train/good/000.png", ".tif"), picture(1, 1).astype(np.float32)),
-        "DIR/train/good/000.tif holds 32-bit values, whose white is undefined: save it with 8 or 16 bits", "read"),
+        "DIR/train/good/000.tif holds 32-bit values, whose white is undefined: if white is 1.0, save it with 8 bits by "
+        "`Image.fromarray((numpy.asarray(Image.open(OLD)) * 255).astype('uint8')).save(NEW)`", "read"),
     Refused(
         "32-bit integers", lambda d: save(rewrite(d / "train/good/000.png", ".tif"), picture(1, 1).astype(np.int32)),
-        "DIR/train/good/000.tif holds 32-bit values, whose white is undefined: save it with 8 or 16 bits", "read"),
+        "DIR/train/good/000.tif holds 32-bit values, whose white is undefined: if white is 1.0, save it with 8 bits by "
+        "`Image.fromarray((numpy.asarray(Image.open(OLD)) * 255).astype('uint8')).save(NEW)`", "read"),
     Refused(
         "mask of class numbers", lambda d: save(d / MASK, blob() // 85),
         f"DIR/{MASK}: no value above 127 in this mask (largest 3), as in a map of class numbers: write 255 where the "

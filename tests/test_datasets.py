@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from uad_core import datasets
+from uad_core.datasets import access
+from uad_core.datasets.catalogue import CATALOGUE
 from uad_core.datasets import sources
 from uad_core.datasets.splits import fixed_split
 
@@ -49,7 +51,7 @@ def test_published_counts_add_up() -> None:
     assert total("elpv") == (1206, 1418, 1116) and 1206 + 1418 == 2624
 
 
-@pytest.mark.parametrize("info", datasets.CATALOGUE, ids=lambda info: info.name)
+@pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
 def test_every_entry_of_the_catalogue_is_complete(info: datasets.DatasetInfo) -> None:
     assert info.title and info.summary.endswith(".") and info.licence
     assert info.protocol in ("inspection", "one_class", "textures")
@@ -161,7 +163,7 @@ def test_what_was_fetched_is_counted(tmp_path: Path, monkeypatch) -> None:
 
 def test_importing_the_data_sets_imports_no_heavy_library() -> None:
     heavy = {"torchvision", "pandas", "matplotlib", "pooch", "scipy", "timm"}
-    for name in ("__init__", "base", "catalogue", "folder", "images", "one_class", "splits", *datasets.READERS):
+    for name in ("__init__", "base", "catalogue", "folder", "images", "one_class", "splits", *access.READERS):
         path = Path(datasets.__file__).with_name(f"{name}.py")
         if path.exists():
             at_the_top = ast.parse(path.read_text()).body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import unicodedata
 import warnings
@@ -348,11 +349,27 @@ def test_files_of_one_size_are_told_apart_by_content(sound: Path) -> None:
         load(sound)
 
 
-@pytest.mark.parametrize(("gone", "kind"), [("good", "anomalous"), ("crack", "normal")])
+@pytest.mark.parametrize(("gone", "kind"), [("good", "normal"), ("crack", "defective")])
 def test_a_test_set_of_one_kind_is_told_before_the_training(sound: Path, gone: str, kind: str) -> None:
     remove(sound, f"test/{gone}/*")
     remove(sound, f"ground_truth/{gone}/*")
-    with pytest.warns(DataWarning, match=f"^data/part: all test images are {kind}, so no metric is defined$"):
+    with pytest.warns(DataWarning, match=f"^data/part: no {kind} test images, so no metric is defined; the threshold comes"):
+        load(sound)
+
+
+def test_without_a_folder_test_there_is_an_empty_test_set(sound: Path) -> None:
+    shutil.rmtree(sound / "test")
+    with pytest.warns(DataWarning, match="^data/part: no normal and no defective test images, so no metric is defined;"):
+        found = load(sound)
+    assert len(found.test) == 0 and len(found.train) > 0 and not found.test.has_masks
+    assert found.test.images().shape[0] == 0 and found.test.sha256 and found.test.labels.tolist() == []
+
+
+def test_copies_among_training_images_are_counted(sound: Path) -> None:
+    names = sorted((sound / "train/good").iterdir())
+    shutil.copy(names[0], names[0].with_name("copy.png"))
+    said = f"^data/part: 1 training images are copies of others, {len(names)} are distinct: remove the copies"
+    with pytest.warns(DataWarning, match=said):
         load(sound)
 
 
