@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from tiny import uad
 
-from uad_core import ledger
+from uad_core import files, ledger, sources
+from uad_core.methods import METHODS
 from uad_core.errors import UserError
 
 
@@ -143,7 +145,7 @@ def test_nothing_half_is_written(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ledger.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(UserError, match="No space left"):
         ledger.add(result(n_test=1), tmp_path)
     assert [p.read_text() for p in tmp_path.iterdir()] == [before]
@@ -160,3 +162,29 @@ def test_collect_takes_the_results_below_a_folder(tmp_path):
     assert sorted(ledger.read(tmp_path / "ledger")["seed"]) == [0, 1]
     with pytest.raises(UserError, match="--out"):
         ledger.collect(tmp_path / "ledger", tmp_path / "other")
+
+
+def test_each_row_says_what_it_was_made_with(tmp_path):
+    made = {"weights_sha256": "w", "code_version": "0.1.0+abc"}
+    ledger.add(result(fingerprint={"data_sha256": "one", **made}), tmp_path)
+    parts = {"bottle": result()["metrics"], "cable": result()["metrics"]}
+    together = {"data_sha256": "both", "data": {"bottle": "one", "cable": "two"}, **made}
+    ledger.add(result(category="all", per_category=parts, fingerprint=together), tmp_path)
+    rows = ledger.read(tmp_path)
+    assert rows.groupby("category")["data_sha256"].unique().map(list).to_dict() == {"bottle": ["one"], "cable": ["two"]}
+    assert set(rows["code_version"]) == {"0.1.0+abc"} and set(rows["weights_sha256"]) == {"w"}
+    ledger.add(result(seed=9, fingerprint={}), tmp_path)
+    assert ledger.read(tmp_path).set_index("seed").loc[9, ["code_version", "data_sha256"]].tolist() == ["", ""]
+
+
+def test_results_of_other_code_are_listed(tmp_path, capsys):
+    present = sources.code_version(METHODS["hfr"].__module__)
+    ledger.add(result(fingerprint={"code_version": present}), tmp_path)
+    assert ledger.outdated(tmp_path).empty and uad("ledger", "--ledger", tmp_path).status == 0
+    old = ledger.add(result(seed=1, fingerprint={"code_version": "0.1.0+old"}), tmp_path)
+    ledger.add(result(method="gone", fingerprint={}), tmp_path)
+    found = ledger.outdated(tmp_path)
+    assert found["method"].tolist() == ["gone", "hfr"]
+    ran = uad("ledger", "--ledger", tmp_path)
+    assert ran.status == 1 and f"{old.name}: made by 0.1.0+old, present {present}" in ran.out
+    assert ran.out.splitlines()[-1].startswith("2 out of date")

@@ -223,3 +223,29 @@ def test_unknown_names_and_an_empty_ledger_are_one_line(tmp_path):
         with pytest.raises(UserError) as caught:
             call()
         assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)
+
+
+def test_runs_of_different_code_are_not_averaged_and_the_table_says_so(tmp_path):
+    for seed, version in ((0, "old111222"), (1, "new333444"), (2, "new333444")):
+        add(tmp_path, "hfr", "bottle", seed, 0.9 + seed / 100, fingerprint={"code_version": f"0.1.0+{version}"})
+    add(tmp_path, "hfr", "cable", 0, 0.5, fingerprint={"code_version": "0.1.0+new333444"})
+    frame = tables.frame("hfr", tmp_path)
+    bottles = frame[(frame["category"] == "bottle") & (frame["source"] == "measured")].set_index("code")
+    assert bottles["image_auroc"].to_dict() == pytest.approx({"old111": 0.9, "new333": 0.915})
+    assert bottles["seeds"].to_dict() == {"old111": "0", "new333": "1, 2"}
+    assert line(frame, category="cable")["code"] == ""
+    text = tables.table("hfr", tmp_path)
+    assert "old111" in text and "differ only in the version of the code" in text
+
+
+@pytest.mark.parametrize("change", [{"config": {"epochs": 3}}, {"fingerprint": {"weights_sha256": "other"}}])
+def test_runs_of_other_settings_or_weights_are_not_averaged(tmp_path, change):
+    add(tmp_path, "hfr", "bottle", 0, 0.9)
+    add(tmp_path, "hfr", "bottle", 1, 0.8, **change)
+    measured = tables.frame("hfr", tmp_path).query("source == 'measured'")
+    assert sorted(measured["image_auroc"]) == pytest.approx([0.8, 0.9])
+
+
+def test_a_folder_with_a_comma_in_its_name_has_its_line_for_the_paper(tmp_path):
+    add(tmp_path, "hfr", "bottle", 0, 0.9, dataset="mine, yours")
+    assert "paper" in line(tables.frame("hfr", tmp_path), category="mean")["source"]

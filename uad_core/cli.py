@@ -1,4 +1,4 @@
-"""The command line `uad`: list, data, run, predict, table, book.
+"""The command line `uad`: list, data, run, predict, table, ledger, book.
 
 Wrong use and bad input end in one line that says what, where and how to mend it, with exit status 2.
 """
@@ -138,6 +138,21 @@ def table(
     if add is not None:
         ledger_.collect(add, ledger)
     typer.echo(tables.table(name, ledger, format_))
+
+
+@app.command("ledger")
+def ledger_(
+    folder: Annotated[Path | None, typer.Option("--ledger", help="Folder of results; else the book's own.")] = None,
+) -> None:
+    """List the results in the ledger that other code made than the present; exit status 1 if there are any."""
+    from uad_core import ledger
+
+    old = ledger.outdated(folder)
+    for row in old.itertuples():
+        typer.echo(f"{row.file}: made by {row.code_version or 'an unknown version'}, present {row.present}")
+    typer.echo(f"{len(old)} out of date: run them again and add them with `uad table NAME --add DIR`")
+    if len(old):
+        raise typer.Exit(1)
 
 
 @app.command()

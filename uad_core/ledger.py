@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uad_core.errors import UserError
+from uad_core.files import replacing
+from uad_core.methods import METHODS
+from uad_core.metrics import METRICS
+from uad_core.sources import code_version
 
-__all__ = ["COSTS", "METRICS", "add", "collect", "default_folder", "file_name", "read"]
-
-METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
-"""The metrics of a run, fractions; those of pixels are null where the data has no masks."""
+__all__ = ["COSTS", "METRICS", "Result", "add", "collect", "default_folder", "file_name", "outdated", "read"]
 
 COSTS = (
     "fit_s",
@@ -33,6 +32,7 @@ COSTS = (
     "backbone_ms_per_image",
     "peak_rss_mb",
     "peak_gpu_mb",
+    "timed_images",
     "parameters",
     "model_bytes",
 )
@@ -40,24 +40,34 @@ COSTS = (
 _PLAIN = ("method", "dataset", "category", "profile", "seed", "backbone", "n_train", "n_test")
 _MACHINE = ("cpu", "gpu", "threads", "torch")
 _SETTING = ("image_size", "settings", "joint", "members", "protocol", "n_categories")
-_COLUMNS = ["file", *_PLAIN, *_SETTING, *METRICS, *COSTS, *_MACHINE]
+_ORIGIN = ("config", "weights_sha256", "code_version", "data_sha256")
+_COLUMNS = ["file", *_PLAIN, *_SETTING, *_ORIGIN, *METRICS, *COSTS, *_MACHINE]
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "dataset": str,
-    "category": str,
-    "profile": str,
-    "seed": int,
-    "backbone": (str, type(None)),
-    "image_size": (int, list, tuple),
-    "config": dict,
-    "n_train": int,
-    "n_test": int,
-    "metrics": dict,
-    "cost": dict,
-    "fingerprint": dict,
-    "environment": dict,
-}
+Metric = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None
+
+
+class Result(BaseModel):
+    """What a `result.json` must hold to be kept: other fields may stand beside these. Metrics are fractions, or null."""
+
+    model_config = ConfigDict(strict=True)
+
+    method: str
+    dataset: str
+    category: str
+    profile: str
+    seed: int
+    backbone: str | None
+    image_size: int | Annotated[list[int], Field(min_length=2, max_length=2)]
+    config: dict[str, Any]
+    n_train: int
+    n_test: int
+    metrics: dict[str, Metric]
+    per_category: dict[str, dict[str, Metric]] | None = None
+    cost: dict[str, Any]
+    fingerprint: dict[str, Any]
+    environment: dict[str, Any]
+
+
 _SOURCE_TREE = Path(__file__).resolve().parents[1] / "results"
 _PACKAGED = Path(__file__).resolve().parent / "results"
 _PERSONAL = {"hostname", "host", "node", "user", "username", "home", "cwd"}
@@ -113,7 +123,8 @@ def add(result: Mapping[str, Any], folder: Path | None = None) -> Path:
     try:
         text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(target, text)
+        with replacing(target) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to the ledger {folder} ({error.strerror}): choose another folder") from error
     except (TypeError, ValueError) as error:
@@ -142,7 +153,8 @@ def read(folder: Path | None = None) -> pd.DataFrame:
 
     Columns: `file`, the fields of the result but the nested ones, `settings` (the overrides as text), `joint` (one
     model for several categories), `members` (the categories that share it, as text; empty for one each),
-    `n_categories` of the run, the seven metrics (fractions, NaN for null), the costs
+    `n_categories` of the run, what it was made with (`config` as a hash, `weights_sha256`, `code_version`, and
+    `data_sha256` of the category; empty where an older result does not say), the seven metrics (fractions, NaN for null), the costs
     of the run, and `cpu`, `gpu`, `threads` and `torch` where the environment names them.
 
     Raises:
@@ -152,6 +164,17 @@ def read(folder: Path | None = None) -> pd.DataFrame:
     rows = [row for path in sorted(folder.glob("*.json")) for row in _rows(path.name, _load(path))]
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     return frame.astype({name: float for name in (*METRICS, *COSTS)})
+
+
+def outdated(folder: Path | None = None) -> pd.DataFrame:
+    """Return the runs that other code made than the present: columns `file`, `method`, `code_version` and `present`.
+
+    Code counts if the method or a run depends on it, see `sources.code_version`. Raises UserError as `read`.
+    """
+    runs = read(folder).drop_duplicates("file")
+    present = {name: code_version(METHODS[name].__module__) for name in set(runs["method"]) & set(METHODS)}
+    runs = runs.assign(present=runs["method"].map(present))
+    return runs.loc[runs["code_version"] != runs["present"], ["file", "method", "code_version", "present"]]
 
 
 def size_text(size: int | list[int]) -> str:
@@ -174,12 +197,16 @@ def _rows(file: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "protocol": result.get("protocol", ""),
         "n_categories": len(parts),
     }
+    made_of = result["fingerprint"]
+    common |= {name: made_of.get(name) or "" for name in ("weights_sha256", "code_version")}
+    common |= {"config": _hash(result["config"])}
+    hashes = made_of.get("data", {} if result.get("per_category") else {result["category"]: made_of.get("data_sha256")})
     common |= {name: result["cost"].get(name) for name in COSTS}
     common |= {name: result["environment"].get(name) for name in _MACHINE}
     for name, metrics in parts.items():
         owner = _owner(result, name)
         place = {"dataset": owner or result["dataset"], "category": name.removeprefix(f"{owner}/") if owner else name}
-        yield common | place | {metric: metrics.get(metric) for metric in METRICS}
+        yield common | place | {"data_sha256": hashes.get(name) or ""} | {m: metrics.get(m) for m in METRICS}
 
 
 def _owner(result: Mapping[str, Any], name: str) -> str:
@@ -200,28 +227,14 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _validate(result: Any, where: str) -> None:
     """Check that fields and metrics are there and of their kind."""
-    if not isinstance(result, Mapping):
-        raise UserError(f"{where} is not a result: it must be an object with fields such as method and metrics")
-    for name, kind in _FIELDS.items():
-        value = result.get(name)
-        if name not in result or not isinstance(value, kind) or isinstance(value, bool):
-            found = "missing" if name not in result else f"{value!r:.40}"
-            raise UserError(f"{where} is not the result of a run (field {name}: {found}): remove it or run it again")
-    parts = result.get("per_category") or {}
-    if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
-        raise UserError(f"{where} is not the result of a run: per_category must map names to metrics")
-    for part in (result["metrics"], *parts.values()):
-        for name in METRICS:
-            _check_metric(name, part.get(name), where)
-
-
-def _check_metric(name: str, value: Any, where: str) -> None:
-    """A metric is null or a fraction."""
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= 1:
-        raise UserError(f"{where} has {name} = {value!r}: a metric is a fraction from 0 to 1, or null without masks")
+    try:
+        Result.model_validate(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        found = "missing" if first["type"] == "missing" else f"{first['input']!r:.40}: {first['msg']}"
+        remedy = "remove it or run it again; a metric is a fraction from 0 to 1, or null"
+        raise UserError(f"{where} is not the result of a run (field {field}: {found}): {remedy}") from None
 
 
 def _refuse_machine(value: Any, where: str = "result") -> None:
@@ -248,16 +261,3 @@ def _word(text: str) -> str:
 def _hash(value: Any) -> str:
     """Eight hexadecimal digits of anything that JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write a file so that it is either the old or the new one, never half of it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -65,6 +65,8 @@ def notes(numbers: pd.DataFrame) -> list[str]:
         lines += [f"[{mark}] {papers.MARKS[mark]}." for mark in marks]
     if (numbers["category"].astype(str).str.startswith("mean of")).any():
         lines.append("mean of k: over the k categories that were run, not over all that the data set has.")
+    if "code" in numbers and numbers["code"].fillna("").any():
+        lines.append("code: lines that differ only in the version of the code that made them; `uad ledger` lists old ones.")
     lines += [f"{label}: {members.replace('; ', ', ')}." for members, label in _shared(numbers).items()]
     return lines
 
@@ -78,8 +80,9 @@ def _add_costs(cells: pd.DataFrame, numbers: pd.DataFrame, shown: list[str]) -> 
 
 def _describe(cells: pd.DataFrame, numbers: pd.DataFrame) -> None:
     """Add what was run, in words."""
-    for name in ("seeds", "backbone", "profile", "image_size"):
-        cells[name] = [_text(value) for value in numbers[name]]
+    for name in ("seeds", "backbone", "profile", "image_size", "code"):
+        if name in numbers:
+            cells[name] = [_text(value) for value in numbers[name]]
     shared = _shared(numbers)
     one_model = [shared.get(members, "") for members in numbers["members"]]
     settings = zip(numbers["settings"].fillna(""), one_model, strict=True)

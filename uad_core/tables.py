@@ -26,7 +26,9 @@ KINDS = {
 }
 """The tables besides the one of each method."""
 
-_GROUP = ["dataset", "category", "method", "backbone", "profile", "image_size", "settings", "joint", "members"]
+_LINE = ["dataset", "category", "method", "backbone", "profile", "image_size", "settings", "joint", "members"]
+# Only runs of the same code, configuration and weights are averaged: a mean is one over seeds, and over nothing else.
+_GROUP = [*_LINE, "code_version", "config", "weights_sha256"]
 _METRICS, _COSTS = list(ledger.METRICS), list(ledger.COSTS)
 _SPREAD = [f"{name}_sd" for name in _METRICS]
 _ONE_CLASS = {info.name for info in CATALOGUE if info.protocol == "one_class"}
@@ -88,9 +90,11 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
     times = ["fit_s", "features_s"]
     single = runs.assign(**runs[times].where(one_model))
     per_model = runs.assign(**runs[times].div(runs["n_categories"].where(~one_model, 1), axis=0))
-    measured = _over_seeds(pd.concat([single, *_means(per_model)], ignore_index=True))
+    lines = pd.concat([single.assign(mixture=False), *_means(per_model.assign(mixture=False))], ignore_index=True)
+    measured = _over_seeds(lines)
     if name == "compare":
         measured = measured[measured["dataset"].isin(runs["dataset"]) & measured["category"].isin(_scopes(runs))]
+    measured = measured.assign(code=_versions_told_apart(measured))
     reported = _reported(measured, peers=name in ("compare", "one-class"))
     rows = pd.DataFrame(measured.to_dict("records") + reported, columns=measured.columns)
     # Stable: within a data set, measured rows keep their order and reported ones follow.
@@ -149,7 +153,7 @@ def _means(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
     for _, group in runs[runs["joint"]].groupby([g for g in _GROUP if g not in ("dataset", "category")], sort=False):
         names = group["dataset"].unique()
         if len(names) > 1:
-            yield from (row.assign(dataset=",".join(names)) for row in _mean_of(group))
+            yield from (row.assign(dataset=",".join(names), mixture=True) for row in _mean_of(group))
 
 
 def _mean_of(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -171,13 +175,20 @@ def _mean_of(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample sd over seeds for each line of a table; the order of first appearance is kept."""
-    per_seed = runs.groupby([*_GROUP, "seed"], sort=False)[[*_METRICS, *_COSTS]].mean().reset_index("seed")
-    groups = per_seed.groupby(level=_GROUP, sort=False)
+    keys = [*_GROUP, "mixture"]
+    per_seed = runs.groupby([*keys, "seed"], sort=False)[[*_METRICS, *_COSTS]].mean().reset_index("seed")
+    groups = per_seed.groupby(level=keys, sort=False)
     table = groups[[*_METRICS, *_COSTS]].mean()
     table[_SPREAD] = groups[_METRICS].std(ddof=1).to_numpy()
     table["n_seeds"] = groups["seed"].nunique()
     table["seeds"] = groups["seed"].agg(_listed)
     return table.reset_index().assign(source="measured")
+
+
+def _versions_told_apart(measured: pd.DataFrame) -> pd.Series:
+    """The first digits of the code's version, for lines that differ in nothing else that a table shows; else empty."""
+    several = measured.duplicated(_LINE, keep=False)
+    return measured["code_version"].str.split("+").str[-1].str[:6].where(several, "")
 
 
 def _listed(seeds: pd.Series) -> str:
@@ -189,7 +200,7 @@ def _reported(measured: pd.DataFrame, peers: bool) -> list[dict[str, object]]:
     """For each data set and paper what it claims, or that nothing was found; then, if asked for, other methods."""
     rows = []
     for (dataset, method), group in measured.groupby(["dataset", "method"], sort=False):
-        if method in papers.PAPERS and "," not in dataset:  # no paper trained one model on our mixture
+        if method in papers.PAPERS and not group["mixture"].any():  # no paper trained one model on our mixture
             own = [_reported_row(p, "paper") for p in papers.published(method, dataset)]
             nothing = {"dataset": dataset, "category": "mean", "method": method, "source": _nothing(dataset)}
             rows += own or [nothing]
