@@ -4,13 +4,14 @@
 #   TORCH_INDEX  a package index with another build of torch (a CPU build, say); empty = the default index
 PYTHON      ?= python3
 VENV        ?= .venv
+OLDEST      ?= .venv-oldest
 TORCH_INDEX ?=
 
 BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 NBVAL  := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-.PHONY: help setup book test quick notebooks sync results address clean
+.PHONY: help setup book test quick test-oldest notebooks notebook sync results address clean
 
 # Notebooks run on the built-in data with their own defaults, whatever the caller's shell says.
 unexport UAD_DATASET UAD_CATEGORY UAD_PROFILE
@@ -20,8 +21,10 @@ help:
 	@echo "make test       set up, run all tests, the notebooks among them"
 	@echo "make quick      the tests without the notebooks and the book's build"
 	@echo "make notebooks  run every notebook again and store its outputs"
+	@echo "make notebook NAME=01_hfr   run this one"
+	@echo "make test-oldest            the quick tests with the oldest versions that are promised, in $(OLDEST)"
 	@echo "make sync       bring the .ipynb files up to date with the .py files beside them (runs nothing)"
-	@echo "make results    renew the table of results in README.md from the ledger"
+	@echo "make results    renew the tables of methods and of results in README.md"
 	@echo "make address    carry the repository's address from _config.yml to every file that shows it"
 	@echo "make clean      remove what was built (the environment in $(VENV) stays)"
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH_INDEX=$(TORCH_INDEX)"
@@ -41,13 +44,26 @@ book: $(READY)
 	@echo "The book is ready: _build/html/index.html"
 
 test: $(READY)
+	$(BIN)/ruff check
 	$(BIN)/python -m pytest $(NBVAL) tests notebooks
 
 quick: $(READY)
+	$(BIN)/ruff check
 	$(BIN)/python -m pytest -m "not book" tests
+
+test-oldest: $(OLDEST)/.ready
+	$(abspath $(OLDEST))/bin/python -m pytest -m "not book" tests
+
+$(OLDEST)/.ready: pyproject.toml oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(abspath $(OLDEST))/bin/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c oldest.txt -e ".[test]"
+	@touch $@
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py run --all
+
+notebook: $(READY)
+	$(BIN)/python tools/notebooks.py run $(NAME)
 
 sync: $(READY)
 	$(BIN)/jupytext --sync notebooks/*.py

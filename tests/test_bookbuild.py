@@ -13,6 +13,8 @@ from tiny import refused, uad, write_category
 from uad_core import bookbuild, datasets
 from uad_core.errors import UserError
 
+nbformat = pytest.importorskip("nbformat", reason="the tool chain of the book is not installed: pip install .[book]")
+
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch) -> Path:
@@ -28,6 +30,9 @@ def tree(tmp_path, monkeypatch) -> Path:
         "secret.txt",
     ):
         (home / name).write_text(name)
+    for name in ("01_a", "02_b"):
+        cells = [nbformat.v4.new_code_cell("1 + 1")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), home / f"notebooks/{name}.ipynb")
     monkeypatch.setattr(bookbuild, "_source_tree", lambda: home)
     for name in ("UAD_DATASET", "UAD_CATEGORY", "UAD_DATA", "UAD_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -39,11 +44,19 @@ def commands(monkeypatch) -> list[tuple[list[str], dict[str, str]]]:
     """The commands that would have been run, with their environments."""
     ran = []
 
+    def own(env) -> dict[str, str]:
+        return {key: value for key, value in env.items() if key.startswith("UAD_")}
+
     def record(command, env, **options):
-        ran.append((command[1:], {key: value for key, value in env.items() if key.startswith("UAD_")}))
+        ran.append((command[1:], own(env)))
         return SimpleNamespace(returncode=0)
 
+    def notebook(book, name, folder, environment):
+        book.cells[0].outputs = [nbformat.v4.new_output("stream", text="run")]
+        ran.append((["notebook", str(folder / name)], own(environment)))
+
     monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.setattr(bookbuild, "run_notebook", notebook)
     return ran
 
 
@@ -55,7 +68,7 @@ def test_notebooks_are_run_in_a_copy_and_the_book_is_built_from_it(tree, command
     assert [command[-1] for command, _ in commands] == [
         str(source / "notebooks/01_a.ipynb"), str(source / "notebooks/02_b.ipynb"), str(source),
     ]  # fmt: skip
-    assert all("--execute" in command for command, _ in commands[:2])
+    assert nbformat.read(source / "notebooks/01_a.ipynb", 4).cells[0].outputs[0].text == "run"
     assert commands[2][0][:3] == [*bookbuild.BUILD] and commands[0][1] == {}
     assert {path: path.read_text() for path in tree.rglob("*") if path.is_file()} == before
     assert not (source / "secret.txt").exists() and (source / "notebooks/01_a.py").exists()
@@ -120,11 +133,19 @@ def test_without_the_tool_chain_or_the_source_tree_it_says_so(tmp_path, monkeypa
 
 
 def test_a_failing_notebook_is_one_line(tree, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("ipykernel", reason="the tool chain of the book is not installed: pip install .[book]")
+    cells = [nbformat.v4.new_code_cell("raise ValueError('no\\ngood')")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tree / "notebooks/01_a.ipynb")
+    with pytest.raises(UserError, match="^01_a.ipynb failed: ValueError: no good$"):
+        bookbuild.build(None, None, None, None, tmp_path / "out")
+
+
+def test_a_failing_build_is_one_line(tree, commands, tmp_path, monkeypatch) -> None:
     def failing(command, **options):
         return SimpleNamespace(returncode=1, stderr="Traceback\n  ...\nValueError: no good\n\n")
 
     monkeypatch.setattr(subprocess, "run", failing)
-    with pytest.raises(UserError, match="^01_a.ipynb failed: ValueError: no good$"):
+    with pytest.raises(UserError, match="^the book could not be built: ValueError: no good$"):
         bookbuild.build(None, None, None, None, tmp_path / "out")
 
 

@@ -6,9 +6,10 @@ files still carry; this replaces it everywhere, together with the shorter `owner
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from uad_core.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIERS = ("README.md", "CITATION.cff", "pyproject.toml", "book/*.md", "notebooks/*.py", "notebooks/*.ipynb")
@@ -42,9 +43,8 @@ def main(root: Path = ROOT) -> list[Path]:
         for left, right in pairs:
             after = re.sub(re.escape(left) + r"(?![\w-])", lambda _, right=right: right, after)
         if after != before:
-            part = path.with_name(path.name + ".part")
-            part.write_text(after, "utf-8")
-            os.replace(part, path)
+            with replacing(path) as part:
+                part.write_text(after, "utf-8")
             changed.append(path)
     return changed
 

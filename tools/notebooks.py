@@ -1,11 +1,11 @@
 """Keep the notebooks' stored outputs true: say which are out of date, and run those.
 
-A notebook is out of date when its own code, a table that it shows, or the code of `uad_core` is no longer what produced its
-outputs. A fingerprint of all three is stored in the notebook's metadata, together with what the status page of the book shows: run
+A notebook is out of date when its own code, a table that it shows, or the code of `uad_core` that it reaches is no longer what
+produced its outputs. A fingerprint of all three is stored in the notebook's metadata, together with what the status page of the book shows: run
 time, machine and versions. The `.py` file of a pair is the source, the `.ipynb` file is made from it.
 
-    python tools/notebooks.py list         say which notebooks are out of date (exit status 1 if any is)
-    python tools/notebooks.py run [--all]  run those (or all) and store their outputs
+    python tools/notebooks.py list                   say which notebooks are out of date (exit status 1 if any is)
+    python tools/notebooks.py run [NAME ... | --all]  run those (or these, or all) and store their outputs
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import os
 import platform
 import re
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import jupytext
 import nbformat
+import uad_core
 from jupytext.combine import combine_inputs_with_outputs
-from nbclient import NotebookClient
+from uad_core import sources
+from uad_core.methods import METHODS
+from uad_core.notebooks import run_notebook, write_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 3600  # seconds for one cell
 
-__all__ = ["cells", "code_only", "execute", "fingerprint", "main", "merged", "pairs", "stale"]
+__all__ = ["cells", "execute", "fingerprint", "main", "merged", "pairs", "reached", "stale"]
 
 
 def pairs(root: Path = ROOT) -> list[tuple[Path, Path]]:
@@ -44,31 +45,31 @@ def cells(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
     ]
 
 
-def code_only(source: str) -> str:
-    """`source` without docstrings, comment lines, blank lines and trailing blanks: what can change a result."""
-    lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if ast.get_docstring(node, clean=False) is not None:
-                docstring = node.body[0]
-                for number in range(docstring.lineno - 1, docstring.end_lineno):
-                    lines[number] = ""
-    kept = (line.rstrip() for line in lines)
-    return "\n".join(line for line in kept if line and not line.lstrip().startswith("#"))
-
-
 def fingerprint(script: Path, root: Path = ROOT) -> str:
-    """SHA-256 over the code cells of a notebook, the tables that they ask for, and the code of the package."""
+    """SHA-256 over the code cells of a notebook, the tables that they ask for, and the code that they reach."""
     digest = hashlib.sha256()
-    for kind, source, _ in cells(script):
-        if kind == "code":
-            digest.update(source.encode() + b"\0")
-            for name in re.findall(r"""tables\.(?:table|frame)\(\s*["']([\w-]+)""", source):
-                digest.update(_table(name, root / "results").encode() + b"\0")
-    for module in sorted((root / "uad_core").rglob("*.py")):
+    code = [source for kind, source, _ in cells(script) if kind == "code"]
+    for source in code:
+        digest.update(source.encode() + b"\0")
+        for name in re.findall(r"""tables\.(?:table|frame)\(\s*["']([\w-]+)""", source):
+            digest.update(_table(name, root / "results").encode() + b"\0")
+    for module in sources.closure(reached("\n".join(code), root), root / "uad_core"):
         digest.update(module.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(code_only(module.read_text("utf-8")).encode() + b"\0")
+        digest.update(sources.code_only(module.read_text("utf-8")).encode() + b"\0")
     return digest.hexdigest()
+
+
+def reached(code: str, root: Path = ROOT) -> set[str]:
+    """The modules that code cells use: by import, by a name of the package such as `uad_core.create`, or as a method
+    that they name in a text, such as "hfr"."""
+    code = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines())
+    names = sources.imported(code)
+    for attribute in re.findall(r"\buad_core\.(\w+)", code):
+        names.add(f"uad_core.{uad_core.HOME.get(attribute, attribute)}")
+    if "uad_core.methods" in names:  # by the registry, which imports by name
+        texts = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+        names |= {kind.__module__ for name, kind in METHODS.items() if name in texts}
+    return names
 
 
 def stale(script: Path, notebook: Path, root: Path = ROOT) -> bool:
@@ -93,16 +94,9 @@ def execute(script: Path, notebook: Path, root: Path = ROOT) -> float:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UAD_")}
     before = fingerprint(script, root)
     book = merged(script, notebook)
-    start = time.perf_counter()
-    place = {"metadata": {"path": script.parent}}
-    client = NotebookClient(book, timeout=TIMEOUT, kernel_name="python3", record_timing=False, resources=place)
-    client.execute(env=environment)
-    seconds = time.perf_counter() - start
-    for cell in book.cells:
-        if cell.cell_type == "code":  # progress bars are for the one who waits, not for the reader
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    seconds = run_notebook(book, script.name, script.parent, environment)
     book.metadata["uad"] = {"source_sha256": before, "seconds": round(seconds, 1), **_machine()}
-    _write(book, notebook)
+    write_notebook(book, notebook)
     return seconds
 
 
@@ -110,19 +104,23 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("list", "run"))
+    parser.add_argument("names", nargs="*", help="run these notebooks, such as 01_hfr, and look at no others")
     parser.add_argument("--all", action="store_true", help="run every notebook, not only those out of date")
     options = parser.parse_args(arguments)
-    waiting = [pair for pair in pairs() if options.all or stale(*pair)]
+    chosen = [pair for pair in pairs() if not options.names or pair[0].stem in options.names]
+    if len(chosen) < len(options.names):
+        parser.error(f"no such notebook among {', '.join(script.stem for script, _ in pairs())}")
+    waiting = [pair for pair in chosen if options.all or options.names or stale(*pair)]
     if options.command == "list":
         for script, _ in waiting:
             print("out of date:", script.relative_to(ROOT))
         return 1 if waiting else 0
-    for script, notebook in pairs():
+    for script, notebook in chosen:
         if (script, notebook) in waiting:
             print(f"running {script.relative_to(ROOT)} ...", flush=True)
             print(f"  {execute(script, notebook):.0f} s", flush=True)
         elif cells(script) != cells(notebook):  # only text changed: the outputs stay
-            _write(merged(script, notebook), notebook)
+            write_notebook(merged(script, notebook), notebook)
     return 0
 
 
@@ -147,13 +145,6 @@ def _machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": version("torch").split("+")[0],
     }
-
-
-def _write(book: nbformat.NotebookNode, path: Path) -> None:
-    """Write the notebook beside `path` and then put it in its place, so that no half file is ever seen."""
-    part = path.with_name(path.name + ".part")
-    nbformat.write(book, part)
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

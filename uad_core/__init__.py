@@ -6,7 +6,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOME = {
+HOME = {
     "create": "methods",
     "load": "methods",
     "save": "methods",
@@ -20,13 +20,13 @@ _HOME = {
     "UserError": "errors",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *HOME]
 
 
 def __getattr__(name: str):
     # Looked up on demand: `import uad_core` stays instant, and so does `uad --help`.
-    if name in _HOME:
-        return getattr(import_module(f"uad_core.{_HOME[name]}"), name)
+    if name in HOME:
+        return getattr(import_module(f"uad_core.{HOME[name]}"), name)
     raise AttributeError(f"module 'uad_core' has no attribute {name!r}")
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from uad_core import datasets
 from uad_core.errors import UserError
 from uad_core.methods import PROFILES
+from uad_core.notebooks import run_notebook, write_notebook
 
 __all__ = ["build"]
 
@@ -34,12 +35,14 @@ def build(dataset: str | None, root: Path | None, category: str | None, profile:
         raise UserError(
             "the book's tool chain is not installed: pip install -e '.[book]' in the source tree, or `make book`"
         )
+    import nbformat
+
     environment = {**os.environ, **_chosen(dataset, root, category, profile)}
     source = _copy(home, out / "source")
-    for notebook in tqdm(sorted((source / "notebooks").glob("*.ipynb")), desc="notebooks"):
-        command = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
-        options = ["--ExecutePreprocessor.record_timing=False"]
-        _python([*command, *options, str(notebook)], environment, f"{notebook.name} failed")
+    for path in tqdm(sorted((source / "notebooks").glob("*.ipynb")), desc="notebooks"):
+        notebook = nbformat.read(path, as_version=4)
+        run_notebook(notebook, path.name, path.parent, environment)
+        write_notebook(notebook, path)
     _python([*BUILD, str(source)], environment, "the book could not be built")
     return source / "_build" / "html" / "index.html"
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["ABLATIONS", "MARKS", "NOT_PUBLISHED", "PAPERS", "PUBLISHED", "Published", "peers", "published"]
+from uad_core.methods import METHODS
+
+__all__ = ["ABLATIONS", "IN_PREPARATION", "MARKS", "NOT_PUBLISHED", "PAPERS", "PUBLISHED", "Published", "peers", "published"]
 
 MARKS = {
     "F": "stated by the authors, or read in their public code",
@@ -22,13 +24,14 @@ MARKS = {
 
 NOT_PUBLISHED = "not published in what we could read"
 
+IN_PREPARATION = {"hlgfa": "2602.09524", "glad": "2406.07487"}
+"""Papers of the book whose method is not written yet: their numbers on arXiv."""
+
 PAPERS = {
-    "hfr": "arXiv 2405.09148",
-    "sgfr": "arXiv 2309.13904",
-    "rlr": "arXiv 2403.11561",
-    "hlgfa": "arXiv 2602.09524",
-    "glad": "arXiv 2406.07487",
+    **{name: f"arXiv {kind.paper.arxiv}" for name, kind in METHODS.items() if kind.paper},
+    **{name: f"arXiv {arxiv}" for name, arxiv in IN_PREPARATION.items()},
 }
+"""The papers of the book, by the names of their methods: each class says which is its own."""
 
 
 @dataclass(frozen=True)

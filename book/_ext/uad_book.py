@@ -15,6 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from uad_core.datasets.catalogue import CATALOGUE, DatasetInfo
+from uad_core.methods import METHODS
 
 __all__ = ["DataSets", "RunTimes", "Table", "setup"]
 
@@ -114,11 +115,23 @@ def keep_bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines
     lines[:] = [re.sub(r"\|([^\s|`][^|`]*)\|", r"\\|\1\\|", line) for line in lines]
 
 
+def list_methods(app: Sphinx, name: str, source: list[str]) -> None:
+    """Write a section for every module that holds a method into the page of methods: a new one needs no other place."""
+    if name == "book/api/methods":
+        modules = dict.fromkeys(kind.__module__ for kind in METHODS.values())
+        titles = {module: [kind.name for kind in METHODS.values() if kind.__module__ == module] for module in modules}
+        sections = [
+            f"## {', '.join(names)}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```" for module, names in titles.items()
+        ]
+        source[0] = source[0].replace("<!-- methods -->", "\n\n".join(sections))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("run-times", RunTimes)
     app.add_directive("data-sets", DataSets)
     app.connect("builder-inited", draw_figures)
+    app.connect("source-read", list_methods)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("build-finished", prune_mathjax, priority=900)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,9 @@ def small_tree(tmp_path):
     (tmp_path / "uad_core" / "a.py").write_text('"""Doc."""\n\nX = 1\n', "utf-8")
     (tmp_path / "notebooks").mkdir()
     script = tmp_path / "notebooks" / "x.py"
-    script.write_text("# %% [markdown]\n# A chapter.\n\n# %%\nimport os\n\nprint(6 * 7, os.environ.get('UAD_DATASET'))\n", "utf-8")
+    text = "# %% [markdown]\n# A chapter.\n\n# %%\nimport os\nif os.environ.get('NEVER'):\n    import uad_core.a\nprint(6 * 7, os.environ.get('UAD_DATASET'))\n"
+    script.write_text(text, "utf-8")
+    (tmp_path / "uad_core" / "__init__.py").touch()
     return tmp_path, script, script.with_suffix(".ipynb")
 
 
@@ -119,6 +122,29 @@ def test_a_change_of_text_keeps_the_outputs(small_tree):
     assert merged.cells[0].source == "The chapter." and merged.cells[1].outputs[0].text == "42 None\n"
 
 
-def test_code_only_drops_what_cannot_change_a_result():
-    source = '"""M."""\nimport os  # kept\n\n\ndef f(x):\n    """D\n    more."""\n    # gone\n    return "# stays"\n'
-    assert TOOL["code_only"](source) == 'import os  # kept\ndef f(x):\n    return "# stays"'
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ("uad_core/methods/hfr.py", {"01_hfr", "02_sgfr"}),  # SGFR's chapter compares with HFR
+        ("uad_core/plots/curves.py", {"00_data", "01_hfr", "02_sgfr", "03_rlr"}),
+        ("uad_core/methods/windows.py", {"03_rlr"}),
+        ("uad_core/cli.py", set()),
+        ("uad_core/prediction.py", set()),
+    ],
+)
+def test_a_change_of_one_module_makes_only_the_chapters_stale_that_reach_it(tmp_path, changed, stale):
+    for folder in ("uad_core", "notebooks", "results"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__"))
+    before = {script.stem: TOOL["fingerprint"](script, tmp_path) for script, _ in TOOL["pairs"](tmp_path)}
+    (tmp_path / changed).write_text((tmp_path / changed).read_text("utf-8") + "\n\nCHANGED = 1\n", "utf-8")
+    after = {script.stem: TOOL["fingerprint"](script, tmp_path) for script, _ in TOOL["pairs"](tmp_path)}
+    assert {name for name in before if before[name] != after[name]} == stale
+
+
+def test_chapters_can_be_run_one_by_one(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setitem(TOOL["main"].__globals__, "execute", lambda script, notebook: ran.append(script.stem) or 1.0)
+    assert TOOL["main"](["run", "01_hfr"]) == 0 and ran == ["01_hfr"]
+    with pytest.raises(SystemExit):
+        TOOL["main"](["run", "99_none"])
+    assert "no such notebook among 00_data" in capsys.readouterr().err

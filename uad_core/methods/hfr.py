@@ -26,7 +26,7 @@ from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
 from uad_core.features import Described
-from uad_core.methods.base import FeatureDetector
+from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Betas, Counts, Size, TrainedConfig, fact, reconstruction
 from uad_core.training import train
@@ -128,6 +128,11 @@ class HFR(FeatureDetector):
     """Hierarchical feature reconstruction."""
 
     name = "hfr"
+    paper = Paper(
+        "A Hierarchically Feature Reconstructed Autoencoder for Unsupervised Anomaly Detection",
+        "Chen, Chen, Mao, Jiang", "2405.09148", 2024, "a pyramid of features", "its own deepest level",
+        "a convolutional decoder", "01_hfr", "chen2024hfr",
+    )  # fmt: skip
     config_class = HFRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(image_size=128, epochs=20),

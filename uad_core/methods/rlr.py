@@ -25,7 +25,7 @@ from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
 from uad_core.features import Features
-from uad_core.methods.base import FeatureDetector
+from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Count, Counts, Fraction, Several, Size, TrainedConfig, fact, reconstruction
 from uad_core.methods.windows import local_attention, outside_window, window_size
@@ -243,6 +243,12 @@ class RLR(FeatureDetector):
     """Reconstruction from a learnable reference, all classes in one model."""
 
     name = "rlr"
+    paper = Paper(
+        "Learning Unified Reference Representation for Unsupervised Multi-class Anomaly Detection",
+        "He, Jiang, Peng, Liu, Du, Hu, Zhu, Chi, Wang, Wang", "2403.11561", 2024,
+        "a feature map, all categories in one model", "a learnable reference", "masked and local cross attention",
+        "03_rlr", "he2024rlr",
+    )  # fmt: skip
     joint = True
     config_class = RLRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {

@@ -28,7 +28,7 @@ from uad_core import scoring
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
 from uad_core.features import Described
-from uad_core.methods.base import FeatureDetector
+from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.sampling import greedy_coreset, random_sample, subspace_sample
 from uad_core.methods.self_expression import Expression, elastic_net, matching_pursuit
 from uad_core.methods.settings import Config, Count, Counts, reconstruction
@@ -68,6 +68,11 @@ class SGFR(FeatureDetector):
     """Subspace-guided feature reconstruction."""
 
     name = "sgfr"
+    paper = Paper(
+        "Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization",
+        "Hotta, Zhang, Hagihara, Akashi", "2309.13904", 2023, "the feature of one patch", "a few stored normal features",
+        "sparse linear combination", "02_sgfr", "hotta2025sgfr",
+    )  # fmt: skip
     config_class = SGFRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(atoms=128, images=20, candidates=5000),
