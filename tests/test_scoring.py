@@ -115,6 +115,14 @@ def test_fusion_is_sum_or_product_of_all_levels_and_then_smooth(how: str) -> Non
     np.testing.assert_allclose(fuse(residuals, (16, 24), 2.0, how), smooth, atol=1e-5)
 
 
+def test_a_sum_of_logarithms_weighs_its_levels() -> None:
+    residuals = [noise(2, 4, 6).abs(), noise(2, 2, 3, seed=1).abs()]
+    big = [upsample(r, (8, 12)).numpy() for r in residuals]
+    expected = np.log1p(big[0]) + 0.25 * np.log1p(big[1])
+    np.testing.assert_allclose(fuse(residuals, (8, 12), 0.0, "log", [1.0, 0.25]), expected, rtol=1e-5)
+    np.testing.assert_allclose(fuse(residuals, (8, 12), 0.0, "log"), np.log1p(big[0]) + np.log1p(big[1]), rtol=1e-5)
+
+
 def test_nothing_is_squashed_into_the_unit_interval() -> None:
     maps = fuse([torch.full((1, 4, 4), 1000.0), torch.full((1, 2, 2), 500.0)], (8, 8))
     torch.testing.assert_close(maps, torch.full((1, 8, 8), 1500.0))
@@ -131,6 +139,9 @@ def test_one_image_s_map_does_not_depend_on_the_others() -> None:
 def test_scores_are_the_largest_or_the_mean_value() -> None:
     maps = noise(3, 5, 7)
     assert torch.equal(image_score(maps), torch.stack([m.max() for m in maps]))
+    large = noise(2, 40, 50)  # of which 0.2 % are four
+    torch.testing.assert_close(image_score(large, "top"), large.flatten(1).sort(1).values[:, -4:].mean(1))
+    assert torch.equal(image_score(maps, "top"), image_score(maps, "max"))
     torch.testing.assert_close(image_score(maps, "mean"), torch.stack([m.mean() for m in maps]))
 
 

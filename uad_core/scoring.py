@@ -19,6 +19,8 @@ from torch import Tensor
 __all__ = ["feature_distance", "fuse", "gaussian_blur", "image_score", "images_needed", "normal_threshold", "upsample",
            "verdict"]
 
+TOP = 0.002  # of an anomaly map: 131 pixels of 256 x 256
+
 
 def feature_distance(f: Tensor, g: Tensor, lambda_d: float = 0.1, lambda_c: float = 1.0) -> Tensor:
     """Compare two feature maps location by location, in distance and in direction.
@@ -62,21 +64,29 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
     return F.conv2d(blurred, kernel.transpose(2, 3))[:, 0]
 
 
-def fuse(residuals: Sequence[Tensor], size: tuple[int, int], sigma: float = 4.0, how: str = "sum") -> Tensor:
+def fuse(
+    residuals: Sequence[Tensor], size: tuple[int, int], sigma: float = 4.0, how: str = "sum",
+    weights: Sequence[float] | None = None,
+) -> Tensor:  # fmt: skip
     """Combine the residual maps of all levels into the anomaly map (N, H, W).
 
-    residuals: one (N, h_k, w_k) per level. how: "sum" or "product" of the upsampled maps.
+    residuals: one (N, h_k, w_k) per level. how: "sum" or "product" of the upsampled maps, or "log", the sum of
+    log(1 + map), in which a large residual counts without drowning the others; `weights`, one per level, are its.
     sigma: smoothing, in pixels of the anomaly map.
 
     Source: HFR chapter, equation (hfr-map) [reconstruction].
     """
     maps = torch.stack([upsample(r, size) for r in residuals])  # (K, N, H, W)
-    return gaussian_blur(maps.sum(0) if how == "sum" else maps.prod(0), sigma)
+    if how == "log":
+        maps = maps.clamp_min(0).log1p() * maps.new_tensor(weights or [1.0] * len(maps)).view(-1, 1, 1, 1)
+    return gaussian_blur(maps.prod(0) if how == "product" else maps.sum(0), sigma)
 
 
 def image_score(maps: Tensor, how: str = "max") -> Tensor:
-    """Reduce anomaly maps (N, H, W) to image scores (N,): their "max" or their "mean"."""
+    """Reduce anomaly maps (N, H, W) to image scores (N,): "max", "top", the mean of the largest 0.2 %, or "mean"."""
     flat = maps.flatten(1)  # (N, H·W)
+    if how == "top":
+        return flat.topk(max(1, round(TOP * flat.shape[1])), dim=1).values.mean(1)
     return flat.amax(1) if how == "max" else flat.mean(1)
 
 

@@ -123,18 +123,31 @@ class Detector(nn.Module, ABC):
     def fit(self, images, *, checkpoint: Path | None = None, progress: bool = True) -> Detector:
         """Learn what is normal from images (N, 3, H, W) in [0, 1], an `ImageSet`, or their description.
 
-        One image in eight is held out: level scales and the verdict's threshold come from images that `learn` has not
-        seen. checkpoint: a file from which a killed run continues.
+        One image in eight is held out: what is measured of normal residuals, and the verdict's threshold, come from
+        images that `learn` has not seen. checkpoint: a file from which a killed run continues.
         """
         data = self.described(images, progress=progress)
         learned, held_out = hold_out(len(data), self.seed)
         self.learn(data.subset(learned), checkpoint=checkpoint, progress=progress)
         self.eval()
-        normal = data.subset(held_out if len(held_out) else learned)
+        scores = self.scores_of_halves(data.subset(held_out)) if len(held_out) > 1 else torch.zeros(0)
         with torch.no_grad():
-            self.calibrate(normal)
-        self.place_threshold(normal if len(held_out) else None)
+            self.calibrate(data.subset(held_out if len(held_out) else learned))
+        self.place_threshold(scores)
         return self
+
+    @torch.no_grad()
+    def scores_of_halves(self, normal: Described) -> Tensor:
+        """Return the scores (m,) that each half of some normal images has while the other half calibrates.
+
+        An image by which residuals were calibrated scores too low: the threshold would be too.
+        """
+        halves = torch.arange(len(normal)).chunk(2)
+        scores = []
+        for judged, calibrating in (halves, halves[::-1]):
+            self.calibrate(normal.subset(calibrating))
+            scores += [values for _, values in self.batches(normal.subset(judged))]
+        return torch.cat(scores)
 
     def described(self, images, *, keep_it: bool = True, cache: Path | None = None, progress: bool = True) -> Described:
         """Return a set of images as this detector looks at them; what is described already is passed through.
@@ -188,12 +201,11 @@ class Detector(nn.Module, ABC):
             maps[rows], scores[rows] = batch.cpu().numpy(), values.cpu().numpy()
         return maps, scores
 
-    def place_threshold(self, normal: Described | None) -> None:
-        """Place the verdict's threshold by the scores of normal images that were not learned from; None if there are none.
+    def place_threshold(self, scores: Tensor) -> None:
+        """Place the verdict's threshold by the scores (m,) of normal images that were not learned from.
 
         Warns where the threshold cannot be placed: there is no verdict then.
         """
-        scores = torch.cat([values for _, values in self.batches(normal)]) if normal else torch.zeros(0)
         self.normal_scores = scores.sort().values.float().to(self.device)
         self.threshold.fill_(scoring.normal_threshold(self.normal_scores, self.config.false_alarms).item())
         if not self.threshold.isfinite():

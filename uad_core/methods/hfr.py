@@ -8,7 +8,8 @@ squeezed through a bottleneck, and has to give back all levels. It learns this o
 is not normal it fails, and the residual maps phi_1 ... phi_K show where.
 
 The idea and the three residual maps are the paper's. Layers, residual, weights and schedule are not in what we
-could read of it: they are our reconstruction, and each is a field of `HFRConfig`.
+could read of it: they are our reconstruction, and each is a field of `HFRConfig`. Settings were chosen on the book's
+development set of products, one for all of them.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from uad_core.features import Described
 from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Betas, Counts, Size, TrainedConfig, fact, reconstruction
+from uad_core.methods.spread import NormalSpread, measure_spreads, soft_norm
 from uad_core.training import train
 
 __all__ = ["HFR", "Bottleneck", "Decoder", "HFRConfig"]
 
-MODES = {"mse": (1.0, 0.0), "cos": (0.0, 1.0), "mse+cos": (0.1, 1.0)}
+# What distance and direction weigh in the loss, and in the residual too but for "normal".
+MODES = {"normal": (1.0, 0.0), "mse": (1.0, 0.0), "cos": (0.0, 1.0), "mse+cos": (0.1, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,14 @@ class HFRConfig(TrainedConfig):
     )
     standardise: bool = reconstruction(True, "bring every channel to mean 0 and deviation 1 over the training images")
     floor: Size = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
-    mode: Literal["mse", "cos", "mse+cos"] = reconstruction("mse+cos", "distance, direction or both in the residual")
-    fusion: Literal["sum", "product"] = reconstruction("sum", "of the residual maps")
+    mode: Literal["normal", "mse", "cos", "mse+cos"] = reconstruction(
+        "normal", "residual: difference of soft directions in units of normal ones, or distance, direction or both"
+    )
+    tau: Size = reconstruction(1.0, "length at which a feature's direction counts by half (mode 'normal')")
+    fusion: Literal["log", "sum", "product"] = reconstruction("log", "sum of log(1 + phi_k), or of phi_k, or product")
+    deepest: Size = reconstruction(0.25, "weight of the deepest level in the sum of logarithms, of the others 1")
+    sigma: Size = reconstruction(3.0, "pixels; smooths the anomaly map")
+    score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
     betas: Betas = reconstruction((0.9, 0.999), "Adam's averaging constants")
 
 
@@ -142,11 +151,13 @@ class HFR(FeatureDetector):
         ),
         "paper": dict(
             backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=200, batch_size=16, lr=5e-3,
-            betas=(0.5, 0.999), decay="constant", standardise=False,
+            betas=(0.5, 0.999), decay="constant",
         ),
     }  # fmt: skip
     # Small images with one normal class: thousands of them, so few epochs; nothing to localise, so no smoothing.
-    one_class: ClassVar[dict[str, Any]] = dict(image_size=64, sigma=0.0, map_stride=4, epochs=4, batch_size=64)
+    one_class: ClassVar[dict[str, Any]] = dict(
+        image_size=64, mode="mse+cos", fusion="sum", score="max", sigma=0.0, map_stride=4, epochs=4, batch_size=64
+    )
 
     def __init__(self, config: HFRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)
@@ -157,6 +168,7 @@ class HFR(FeatureDetector):
         self.bottleneck = Bottleneck(config.bottleneck, channels[-1], config.widths[0])
         self.decoder = Decoder(channels, backbone.strides, config.widths, config.blocks, self.bottleneck)
         self.scales = nn.ModuleList(ChannelScale(c) for c in channels)
+        self.spreads = nn.ModuleList(NormalSpread(c) for c in channels)
         self.to(memory_format=torch.channels_last)
 
     def standardise(self, pyramid: list[Tensor]) -> list[Tensor]:
@@ -168,19 +180,38 @@ class HFR(FeatureDetector):
         code = self.bottleneck(f_enc[-1])  # (N, width, h, w)
         return self.decoder(code, [tuple(level.shape[-2:]) for level in f_enc])
 
-    def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
-        """Return phi_1 ... phi_K, finest first: equation (hfr-residual) [form is a reconstruction].
+    def distances(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Return distance and direction between both pyramids, weighed by the mode: equation (hfr-residual).
 
-        pyramid: [(N, C_k, h_k, w_k)] -> {"phi_k": (N, h_k, w_k)}.
+        pyramid: [(N, C_k, h_k, w_k)] -> [(N, h_k, w_k)]. [the form is a reconstruction]
         """
         f_enc = self.standardise(pyramid)
-        f_dec = self.reconstruct(f_enc)
         weights = MODES[self.config.mode]
-        return {f"phi_{k}": scoring.feature_distance(a, b, *weights) for k, (a, b) in enumerate(zip(f_enc, f_dec), 1)}
+        return [scoring.feature_distance(a, b, *weights) for a, b in zip(f_enc, self.reconstruct(f_enc))]
 
     def loss(self, pyramid: list[Tensor]) -> Tensor:
-        """Sum over levels of the mean residual: equation (hfr-loss); that loss and map are one is the paper's."""
-        return torch.stack([phi.mean() for phi in self.map_residuals(pyramid).values()]).sum()
+        """Sum over levels of the mean distance: equation (hfr-loss); that the residual is the loss is the paper's."""
+        return torch.stack([distance.mean() for distance in self.distances(pyramid)]).sum()
+
+    def differences(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Return what the decoder misses of each level, in soft directions: equation (hfr-soft) [reconstruction]."""
+        f_enc, tau = self.standardise(pyramid), self.config.tau
+        return [soft_norm(a, tau) - soft_norm(b, tau) for a, b in zip(f_enc, self.reconstruct(f_enc))]
+
+    def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
+        """Return phi_1 ... phi_K, finest first: equation (hfr-spread), 1 where as much is missed as normally is.
+
+        pyramid: [(N, C_k, h_k, w_k)] -> {"phi_k": (N, h_k, w_k)}. In the other modes, equation (hfr-residual).
+        """
+        if self.config.mode == "normal":
+            maps = [spread(d) for spread, d in zip(self.spreads, self.differences(pyramid))]
+        else:
+            maps = self.distances(pyramid)
+        return {f"phi_{k}": phi for k, phi in enumerate(maps, 1)}
+
+    def calibrate(self, normal: Described) -> None:
+        """Measure how normal images that were not learned from are missed: equation (hfr-spread)."""
+        measure_spreads(self.spreads, (self.differences(pyramid) for pyramid in normal.in_order(self.device)))
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         if self.config.standardise:
@@ -191,7 +222,8 @@ class HFR(FeatureDetector):
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine the residual maps: equation (hfr-map) [reconstruction]."""
-        return scoring.fuse(list(residuals.values()), self.map_size, self.config.sigma, self.config.fusion)
+        weights = [*(1.0 for _ in list(residuals)[1:]), self.config.deepest]
+        return scoring.fuse(list(residuals.values()), self.map_size, self.config.sigma, self.config.fusion, weights)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:

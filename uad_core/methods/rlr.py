@@ -61,7 +61,7 @@ class RLRConfig(TrainedConfig):
     lr: Size = fact(1e-4, f"of Adam; {CODE}")
     decay: Literal["constant", "onecycle"] = fact("constant", f"no schedule; {CODE}")
     sigma: Size = fact(4.0, f"pixels; smooths the map for the image score only; {CODE}")
-    score: Literal["max", "mean"] = fact("max", f"the largest value of the smoothed map; {CODE}")
+    score: Literal["max", "top", "mean"] = fact("max", f"the largest value of the smoothed map; {CODE}")
 
 
 def sine_positions(grid: tuple[int, int], d: int) -> Tensor:

@@ -49,7 +49,9 @@ class Config:
     """Settings that every method has."""
 
     sigma: Size = reconstruction(4.0, "pixels; the smoothing that the field uses at 256 pixels")
-    score: Literal["max", "mean"] = reconstruction("max", "image score: 'max' or 'mean' of the anomaly map")
+    score: Literal["max", "top", "mean"] = reconstruction(
+        "max", "image score: largest value of the anomaly map, mean of its largest 0.2 %, or mean of all"
+    )
     map_stride: Annotated[int, Field(ge=1, le=32)] = reconstruction(1, "pixels of the image per pixel of the map")
     false_alarms: Annotated[float, Field(ge=1e-4, le=0.5)] = reconstruction(
         0.02, "rate at which normal images may be called anomalous; it places the verdict's threshold"
