@@ -10,7 +10,7 @@ sparse combination of the bank; what the combination misses, at several levels, 
 The bank, the sampling by subspace at a reference level, the sparse self-expressive model and the scores at several
 levels are the paper's. What one "data point" is, the solver, its sparsity, the sampling rule, the levels, normalisation
 and fusion are not in what we could read of it: they are our reconstruction, and what can be chosen is a field of
-`SGFRConfig`. Points are always brought to norm 1.
+`SGFRConfig`. Settings were chosen on the book's development set of products, one for all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from uad_core import scoring
 from uad_core.backbones import Backbone
@@ -31,7 +31,8 @@ from uad_core.features import Described
 from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.sampling import greedy_coreset, random_sample, subspace_sample
 from uad_core.methods.self_expression import Expression, elastic_net, matching_pursuit
-from uad_core.methods.settings import Config, Count, Counts, reconstruction
+from uad_core.methods.settings import Config, Count, Counts, Size, reconstruction
+from uad_core.methods.spread import NormalSpread, measure_spreads
 
 __all__ = ["SGFR", "SGFRConfig"]
 
@@ -43,7 +44,7 @@ POOL = 2**27  # numbers that the candidates of all levels may hold together: 512
 class SGFRConfig(Config):
     """Settings of SGFR; a data point is a location's feature (reading "patch") or an image's feature map."""
 
-    strides: Counts = reconstruction((8, 16), "that there are several is the paper's")
+    strides: Counts = reconstruction((4, 8, 16), "that there are several is the paper's")
     reference: Count = reconstruction(8, "stride of the level l_ref that the bank is chosen on, and of the finest grid")
     reading: Literal["patch", "map", "position"] = reconstruction(
         "patch", "a data point: a patch, a whole map, or a map location by location"
@@ -54,14 +55,22 @@ class SGFRConfig(Config):
     )
     atoms: Count = reconstruction(512, "patches in the bank (reading 'patch')")
     images: Count = reconstruction(100, "images in the bank (readings 'map' and 'position')")
-    candidates: Count = reconstruction(20_000, "data points, drawn at random, among which the sampler chooses")
+    candidates: Count = reconstruction(10_000, "data points, drawn at random, among which the sampler chooses")
+    banks: Literal["own", "reference"] = reconstruction(
+        "own", "each level chooses its atoms, or takes those where the reference level's were (the paper's Fig. 2)"
+    )
+    tau: Size = reconstruction(1.0, "of the soft norm, in units of the level's median length; 0 for the usual norm")
     solver: Literal["omp", "elastic_net"] = reconstruction("omp", "that the combination is sparse is the paper's")
     k: Count = reconstruction(3, "atoms in a combination (omp, and the subspace sampler)")
     l1_ratio: Annotated[float, Field(ge=1e-3, le=1)] = reconstruction(0.9, "tau of the elastic net")
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = reconstruction(
         50.0, "of the elastic net: the penalty is 1/gamma of the one that leaves no atom"
     )
-    fusion: Literal["product", "sum"] = reconstruction("product", "geometric mean of the levels, or 'sum': their mean")
+    fusion: Literal["log", "product", "sum"] = reconstruction(
+        "log", "sum over levels of log(1 + s_l), or their geometric or arithmetic mean"
+    )
+    deepest: Size = reconstruction(0.5, "weight of the deepest level in the sum of logarithms, of the others 1")
+    score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
 
 
 class SGFR(FeatureDetector):
@@ -78,10 +87,10 @@ class SGFR(FeatureDetector):
         "smoke": dict(atoms=128, images=20, candidates=5000),
         "cpu": dict(),
         "colab": dict(backbone="wide_resnet50_2", atoms=2048, k=5, candidates=50_000),
-        "paper": dict(backbone="wide_resnet50_2", strides=(4, 8, 16), atoms=2048, k=5, candidates=50_000),
+        "paper": dict(backbone="wide_resnet50_2", atoms=2048, k=5, candidates=50_000),
     }
     # Small images with one normal class have no regions to localise: the whole map speaks, unsmoothed.
-    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, sigma=0.0, score="mean", map_stride=4)
+    one_class: ClassVar[dict[str, Any]] = dict(image_size=128, strides=(8, 16), sigma=0.0, score="mean", map_stride=4)
 
     def __init__(self, config: SGFRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
         super().__init__(config, backbone, image_size, seed)
@@ -91,13 +100,19 @@ class SGFR(FeatureDetector):
         self.reference = config.strides.index(config.reference)
         for level in range(len(backbone.channels)):
             self.register_buffer(f"bank_{level}", torch.zeros(0))  # (G, m, d)
-        self.register_buffer("origin", torch.zeros(0, 2, dtype=torch.long))  # (m, 2) training image, location
-        self.register_buffer("scale", torch.ones(len(backbone.channels)))  # mu_l, the mean nominal residual
+            self.register_buffer(f"origin_{level}", torch.zeros(0, 2, dtype=torch.long))  # (m, 2) image, location
+        self.register_buffer("lengths", torch.ones(len(backbone.channels)))  # median norm of a level's data points
+        self.spreads = nn.ModuleList(NormalSpread(c) for c in backbone.channels)
 
     @property
     def banks(self) -> list[Tensor]:
         """The atoms of each level (G, m, d): G is 1, or one problem per location where the reading is "position"."""
-        return [self.get_buffer(f"bank_{level}") for level in range(len(self.scale))]
+        return [self.get_buffer(f"bank_{level}") for level in range(len(self.lengths))]
+
+    @property
+    def origins(self) -> list[Tensor]:
+        """Where each level's atoms come from (m, 2): training image, location on the reference grid."""
+        return [self.get_buffer(f"origin_{level}") for level in range(len(self.lengths))]
 
     @property
     def bank_bytes(self) -> int:
@@ -116,38 +131,40 @@ class SGFR(FeatureDetector):
         ]
         return [F.adaptive_avg_pool2d(f, grid) if f.shape[-1] > grid[-1] else f for f in near]
 
+    def points(self, levels: list[Tensor]) -> list[Tensor]:
+        """Arrange each level's maps as data points (G, n, d) of soft norm: equation (sgfr-readings)."""
+        taus = (self.config.tau * self.lengths).tolist()
+        return [to_points(f, self.config.reading, tau) for f, tau in zip(levels, taus)]
+
     def express(self, levels: list[Tensor]) -> list[Expression]:
         """Combine the data points of each level from its bank.
 
         Source: SGFR chapter, equations (sgfr-omp) and (sgfr-elastic-net) [solvers are a reconstruction].
         """
-        c = self.config
-        expressions = []
-        for f, bank in zip(levels, self.banks):
-            points = to_points(f, c.reading)
-            if c.solver == "omp":
-                expressions.append(matching_pursuit(points, bank, c.k))
-            else:
-                expressions.append(elastic_net(points, bank, c.l1_ratio, c.gamma))
-        return expressions
+        c, pairs = self.config, zip(self.points(levels), self.banks)
+        if c.solver == "omp":
+            return [matching_pursuit(points, bank, c.k) for points, bank in pairs]
+        return [elastic_net(points, bank, c.l1_ratio, c.gamma) for points, bank in pairs]
+
+    def missed(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Return what the banks miss of each level, as maps (N, C_l, h_l, w_l)."""
+        levels = self.levels(pyramid)
+        return [to_maps(e.residual, f.shape, self.config.reading) for f, e in zip(levels, self.express(levels))]
 
     def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Return s_l per level, finest first: equation (sgfr-residual) [form is a reconstruction].
 
         pyramid: [(N, C_l, h_l, w_l)] -> {"s_l": (N, h_l, w_l)}; 1 is as badly rebuilt as a normal feature is on
-        average.
+        average, counted in units of what is missed of normal features.
         """
-        levels = self.levels(pyramid)
-        pairs = zip(levels, self.express(levels))
-        residuals = [to_maps(e.residual, f.shape, self.config.reading).norm(dim=1) for f, e in pairs]  # (N, h_l, w_l)
-        return {f"s_{level}": s / mu for level, (s, mu) in enumerate(zip(residuals, self.scale), 1)}
+        pairs = zip(self.spreads, self.missed(pyramid))
+        return {f"s_{level}": spread(missed) for level, (spread, missed) in enumerate(pairs, 1)}
 
     def reconstruct(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return each level's normalised features and what the bank makes of them, both (N, C_l, h_l, w_l)."""
-        levels, reading = self.levels(pyramid), self.config.reading
-        targets = [to_maps(to_points(f, reading), f.shape, reading) for f in levels]
-        missed = [to_maps(e.residual, f.shape, reading) for f, e in zip(levels, self.express(levels))]
-        return [(target, target - rest) for target, rest in zip(targets, missed)]
+        levels = self.levels(pyramid)
+        targets = [to_maps(y, f.shape, self.config.reading) for f, y in zip(levels, self.points(levels))]
+        return [(target, target - rest) for target, rest in zip(targets, self.missed(pyramid))]
 
     def fuse(self, residuals: dict[str, Tensor]) -> Tensor:
         """Combine the levels on the finest grid, smooth and enlarge: equation (sgfr-map) [reconstruction].
@@ -157,38 +174,37 @@ class SGFR(FeatureDetector):
         maps = list(residuals.values())
         grid = maps[0].shape[-2:]
         stack = torch.stack([scoring.upsample(s, grid) for s in maps])  # (L, N, h, w)
-        fused = stack.mean(0) if self.config.fusion == "sum" else stack.prod(0) ** (1 / len(maps))
+        if self.config.fusion == "log":
+            weights = stack.new_tensor([*(1.0 for _ in maps[1:]), self.config.deepest]).view(-1, 1, 1, 1)
+            fused = (stack.log1p() * weights).sum(0)
+        else:
+            fused = stack.mean(0) if self.config.fusion == "sum" else stack.prod(0) ** (1 / len(maps))
         sigma = self.config.sigma * grid[0] / self.map_size[0]  # from pixels of the map to cells of the grid
         return scoring.upsample(scoring.gaussian_blur(fused, sigma), self.map_size)
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
-        """Draw candidates, choose the bank among them at the reference level, keep the chosen ones at every level."""
+        """Draw candidates, and choose each level's bank among them, or all where the reference level's atoms lie."""
         rows, origin = self._candidates(data)
-        reference = rows[self.reference]
-        # Each row of the sampler is one data point whole: for "position", its locations side by side.
-        whole = reference.transpose(0, 1).flatten(1) / len(reference) ** 0.5  # (n, G·d)
-        chosen = self._sample(whole)
+        self.lengths = torch.stack([x.norm(dim=2).median() for x in rows])
+        rows = [soften(x, self.config.tau * length.item()) for x, length in zip(rows, self.lengths)]
+        common = self._sample(rows[self.reference]) if self.config.banks == "reference" else None
         for level, x in enumerate(rows):
-            self.register_buffer(f"bank_{level}", x[:, chosen].contiguous())
-        self.origin = origin[chosen]
+            chosen = self._sample(x) if common is None else common
+            self.register_buffer(f"bank_{level}", F.normalize(x[:, chosen], dim=2).contiguous())
+            self.register_buffer(f"origin_{level}", origin[chosen])
 
     def calibrate(self, normal: Described) -> None:
-        """Measure mu_l (L,) of equation (sgfr-residual): the mean residual of each level on normal images."""
-        self.scale = torch.ones_like(self.scale)
-        sums = torch.zeros_like(self.scale)
-        for pyramid in normal.in_order(self.device):
-            residuals = self.map_residuals(pyramid)
-            sums += torch.stack([s.mean() * len(s) for s in residuals.values()])
-        self.scale = (sums / len(normal)).clamp_min(1e-6)
+        """Measure what is missed of normal images that are not in the banks: equation (sgfr-residual)."""
+        measure_spreads(self.spreads, (self.missed(pyramid) for pyramid in normal.in_order(self.device)))
 
     def _candidates(self, data: Described) -> tuple[list[Tensor], Tensor]:
-        """Return random data points of all levels [(G, n, d_l)] and their training image and location (n, 2).
+        """Return random data points of all levels [(G, n, d_l)], unscaled, and their image and location (n, 2).
 
         Only the drawn points are ever in memory, beside one batch of images.
         """
         first = self.levels(data.batch(slice(0, 1), self.device))
         grids = [f.shape[-2:] for f in first]
-        sample = [to_points(f, self.config.reading) for f in first]
+        sample = [arrange(f, self.config.reading) for f in first]
         per_image = sample[self.reference].shape[1]
         most = min(self.config.candidates, POOL // sum(len(x) * x.shape[2] for x in sample))
         generator = torch.Generator().manual_seed(self.seed)
@@ -198,14 +214,16 @@ class SGFR(FeatureDetector):
         for batch in image.unique().split(BATCH):
             inside = (image >= batch[0]) & (image <= batch[-1])
             local = torch.searchsorted(batch, image[inside])
-            points = [to_points(f, self.config.reading) for f in self.levels(data.batch(batch, self.device))]
+            points = [arrange(f, self.config.reading) for f in self.levels(data.batch(batch, self.device))]
             cells = [coarse_cell(place[inside], grids[self.reference], grid) if per_image > 1 else 0 for grid in grids]
             parts.append([x[:, local * (x.shape[1] // len(batch)) + cell] for x, cell in zip(points, cells)])
         return [torch.cat(level, 1) for level in zip(*parts)], torch.stack([image, place], 1).to(self.device)
 
-    def _sample(self, points: Tensor) -> Tensor:
-        """Choose the bank among candidates (n, d): equation (sgfr-sampling)."""
+    def _sample(self, rows: Tensor) -> Tensor:
+        """Choose a bank among candidates (G, n, d): equation (sgfr-sampling)."""
         c = self.config
+        # Each row of the sampler is one data point whole: for "position", its locations side by side.
+        points = rows.transpose(0, 1).flatten(1) / len(rows) ** 0.5  # (n, G·d)
         m = c.atoms if c.reading == "patch" else c.images
         if c.sampler == "subspace":
             return subspace_sample(points, m, c.k)
@@ -214,18 +232,26 @@ class SGFR(FeatureDetector):
         return random_sample(points, m, torch.Generator().manual_seed(self.seed))
 
 
-def to_points(f: Tensor, reading: str) -> Tensor:
-    """Arrange maps (N, C, h, w) as unit data points (G, n, d): equation (sgfr-readings) [reconstruction].
+def to_points(f: Tensor, reading: str, tau: float = 0.0) -> Tensor:
+    """Arrange maps (N, C, h, w) as data points (G, n, d) of soft norm: equation (sgfr-readings) [reconstruction]."""
+    return soften(arrange(f, reading), tau)
+
+
+def arrange(f: Tensor, reading: str) -> Tensor:
+    """Arrange maps (N, C, h, w) as data points (G, n, d).
 
     "patch": (1, N·h·w, C). "map": (1, N, C·h·w). "position": (h·w, N, C).
     """
     if reading == "map":
-        points = f.flatten(1)[None]
-    elif reading == "position":
-        points = f.flatten(2).permute(2, 0, 1)
-    else:
-        points = f.flatten(2).transpose(1, 2).flatten(0, 1)[None]
-    return F.normalize(points, dim=2)
+        return f.flatten(1)[None]
+    if reading == "position":
+        return f.flatten(2).permute(2, 0, 1)
+    return f.flatten(2).transpose(1, 2).flatten(0, 1)[None]
+
+
+def soften(points: Tensor, tau: float) -> Tensor:
+    """Divide data points (G, n, d) by their length plus tau: y / (‖y‖ + tau); norm 1 for tau = 0."""
+    return points / (points.norm(dim=2, keepdim=True) + tau).clamp_min(1e-9)
 
 
 def to_maps(points: Tensor, shape: torch.Size, reading: str) -> Tensor:
