@@ -10,7 +10,8 @@ from uad_core import sources
 from uad_core.sources import closure, code_only, code_version, imported
 
 FILES = {
-    "__init__.py": "",
+    "__init__.py": "HOME = {'offered': 'middle'}\n",
+    "lazy.py": "from uad_core import offered\n",
     "left.py": "x = 1\n",
     "middle.py": "from uad_core.left import x\n",
     "right.py": "def f():\n    from uad_core import middle\n    return middle\n",
@@ -39,10 +40,12 @@ def package(tmp_path, monkeypatch) -> Path:
         ("apart", ["apart.py"]),
         ("part", ["left.py", "part/__init__.py", "part/inner.py", "part/other.py"]),
         ("missing", []),
+        ("offered", ["left.py", "middle.py"]),
+        ("lazy", ["lazy.py", "left.py", "middle.py"]),
     ],
 )
 def test_imports_are_followed_wherever_they_stand(package, module: str, expected: list[str]) -> None:
-    found = closure([f"uad_core.{module}"], package)
+    found = closure([f"uad_core.{module}"])
     assert [file.relative_to(package).as_posix() for file in found] == expected
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-import uad_core
 from jupytext.combine import combine_inputs_with_outputs
 from uad_core import sources
 from uad_core.methods import METHODS
@@ -53,20 +52,19 @@ def fingerprint(script: Path, root: Path = ROOT) -> str:
         digest.update(source.encode() + b"\0")
         for name in re.findall(r"""tables\.(?:table|frame)\(\s*["']([\w-]+)""", source):
             digest.update(_table(name, root / "results").encode() + b"\0")
-    for module in sources.closure(reached("\n".join(code), root), root / "uad_core"):
+    for module in sources.closure(reached("\n".join(code)), root / "uad_core"):
         digest.update(module.relative_to(root).as_posix().encode() + b"\0")
         digest.update(sources.code_only(module.read_text("utf-8")).encode() + b"\0")
     return digest.hexdigest()
 
 
-def reached(code: str, root: Path = ROOT) -> set[str]:
+def reached(code: str) -> set[str]:
     """The modules that code cells use: by import, by a name of the package such as `uad_core.create`, or as a method
-    that they name in a text, such as "hfr"."""
+    that they name in a text, such as "hfr", which the registry then imports."""
     code = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines())
-    names = sources.imported(code)
-    for attribute in re.findall(r"\buad_core\.(\w+)", code):
-        names.add(f"uad_core.{uad_core.HOME.get(attribute, attribute)}")
-    if "uad_core.methods" in names:  # by the registry, which imports by name
+    names = sources.imported(code) | set(re.findall(r"\buad_core\.\w+", code))
+    # Only who builds or runs methods reaches the one that a text names; a table of results names it too.
+    if names & {"uad_core.methods", "uad_core.experiment", "uad_core.create", "uad_core.run"}:
         texts = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
         names |= {kind.__module__ for name, kind in METHODS.items() if name in texts}
     return names

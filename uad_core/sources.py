@@ -26,15 +26,21 @@ def code_only(source: str) -> str:
     return "\n".join(line for line in kept if line and not line.lstrip().startswith("#"))
 
 
-def closure(modules: Iterable[str], package: Path = PACKAGE) -> list[Path]:
-    """Return the files of `modules` ("uad_core.metrics") and of all that they import within the package, sorted."""
+def closure(modules: Iterable[str], package: Path | None = None) -> list[Path]:
+    """Return the files of `modules` ("uad_core.metrics") and of all that they import within the package, sorted.
+
+    A name that the package itself offers, such as "uad_core.create", stands for the module that it comes from.
+    """
+    package = package or PACKAGE
+    home = _home(package)
     found: set[Path] = set()
-    waiting = [_file(name, package) for name in modules]
+    waiting = list(modules)
     while waiting:
-        file = waiting.pop()
+        name = waiting.pop()
+        file = _file(home.get(name, name), package)
         if file is not None and file not in found:
             found.add(file)
-            waiting += [_file(name, package) for name in imported(file.read_text("utf-8"), _name(file, package))]
+            waiting += imported(file.read_text("utf-8"), _name(file, package))
     return sorted(found)
 
 
@@ -72,6 +78,14 @@ def _absolute(node: ast.ImportFrom, module: str) -> str:
         return node.module or ""
     parents = module.split(".")[: -node.level]
     return ".".join([*parents, node.module or ""]).rstrip(".")
+
+
+def _home(package: Path) -> dict[str, str]:
+    """Return where the names come from that the package looks up on demand: "uad_core.create" -> "uad_core.methods"."""
+    for node in ast.parse((package / "__init__.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "HOME":
+            return {f"uad_core.{name}": f"uad_core.{module}" for name, module in ast.literal_eval(node.value).items()}
+    return {}
 
 
 def _file(name: str, package: Path) -> Path | None:
