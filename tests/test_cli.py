@@ -117,7 +117,10 @@ def test_a_warning_is_one_line_on_stderr(things, tmp_path) -> None:
         (["run", "hfr", "--out", "x", "--sed", "1"], "No such option"),
         (["run", "hfr", "--out", "x", "--seed", "one"], "Invalid value for '--seed'"),
         (["run", "hfr", "--out", "x", "--seed", "-1"], "Invalid value for '--seed'"),
-        (["run", "hfr", "--out", "x", "--image-size", "16"], "--image-size '16': give a side from 32 to 4096 pixels, HEIGHTxWIDTH"),
+        (
+            ["run", "hfr", "--out", "x", "--image-size", "16"],
+            "--image-size '16': give a side from 32 to 4096 pixels, HEIGHTxWIDTH",
+        ),
         (["run", "hfr", "--out", "x", "--image-size", "64x"], "--image-size '64x': give a side from 32 to 4096"),
         (["run", "hfr", "--out", "x", "--image-size", "1x2x3"], "--image-size '1x2x3': give a side from 32 to 4096"),
         (["run", "hfr", "--out", "x", "--set", "epochs"], "--set 'epochs' is not of the form key=value"),

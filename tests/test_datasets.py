@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from uad_core import datasets
-from uad_core.datasets import access
+from uad_core.datasets import access, sources
 from uad_core.datasets.catalogue import CATALOGUE
-from uad_core.datasets import sources
 from uad_core.datasets.splits import fixed_split
 
 sys.path.append(str(Path(__file__).parent))

@@ -7,8 +7,8 @@ import pytest
 from tiny import uad
 
 from uad_core import files, ledger, sources
-from uad_core.methods import METHODS
 from uad_core.errors import UserError
+from uad_core.methods import METHODS
 
 
 def result(**changes) -> dict:

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 from tiny import LITE0, damage, detector, digest, fitted, image_set, inside, network, shared_networks, tensor, weave
+from torch import nn
 
 import uad_core
 from uad_core import methods
-from torch import nn
-
 from uad_core.backbones import Frozen
 from uad_core.datasets import DataWarning, ImageSet
 from uad_core.errors import UserError
 from uad_core.features import extract
 from uad_core.methods import configure, create, load, save, storage
 from uad_core.methods.base import hold_out
-from uad_core.methods.settings import Config, TrainedConfig
 from uad_core.methods.hfr import HFRConfig
+from uad_core.methods.settings import Config, TrainedConfig
 
 SMALL = dict(backbone=LITE0, image_size=64, device="cpu")
 NAMES = list(methods.METHODS)

@@ -353,13 +353,15 @@ def test_files_of_one_size_are_told_apart_by_content(sound: Path) -> None:
 def test_a_test_set_of_one_kind_is_told_before_the_training(sound: Path, gone: str, kind: str) -> None:
     remove(sound, f"test/{gone}/*")
     remove(sound, f"ground_truth/{gone}/*")
-    with pytest.warns(DataWarning, match=f"^data/part: no {kind} test images, so no metric is defined; the threshold comes"):
+    message = f"^data/part: no {kind} test images, so no metric is defined; the threshold comes"
+    with pytest.warns(DataWarning, match=message):
         load(sound)
 
 
 def test_without_a_folder_test_there_is_an_empty_test_set(sound: Path) -> None:
     shutil.rmtree(sound / "test")
-    with pytest.warns(DataWarning, match="^data/part: no normal and no defective test images, so no metric is defined;"):
+    message = "^data/part: no normal and no defective test images, so no metric is defined;"
+    with pytest.warns(DataWarning, match=message):
         found = load(sound)
     assert len(found.test) == 0 and len(found.train) > 0 and not found.test.has_masks
     assert found.test.images().shape[0] == 0 and found.test.sha256 and found.test.labels.tolist() == []

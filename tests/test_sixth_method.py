@@ -1,4 +1,4 @@
-"""A sixth method costs one module, one chapter with its pair, one test, one bibliography entry and one line of _toc.yml.
+"""A sixth method costs one module, one chapter with its pair, one test, one bibliography entry, one line of _toc.yml.
 
 A toy is added in a copy of the project with nothing else touched, and everything that lists methods takes it up.
 """
@@ -16,6 +16,7 @@ import pytest
 
 jupytext = pytest.importorskip("jupytext", reason="the tool chain of the book is not installed: pip install .[book]")
 pytest.importorskip("sphinx")
+pytestmark = pytest.mark.book  # half a minute of processes that each load torch
 
 PARTS = ("uad_core", "tests", "tools", "book", "notebooks", "results", "README.md", "_toc.yml", "_config.yml",
          "pyproject.toml", "CITATION.cff")  # fmt: skip

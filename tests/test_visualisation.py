@@ -17,7 +17,8 @@ def two_levels(images: torch.Tensor) -> list[torch.Tensor]:
 
 def blocks(count: int) -> torch.Tensor:
     """Images (count, 3, 32, 32) of random colours in squares of 8 pixels."""
-    return torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(count)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    squares = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(count))
+    return squares.repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ def problem():
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError as error:
-        return "%s has no module %r, which makes environments: install it (Debian, Ubuntu: apt install python%d.%d-venv)" % (
-            (sys.executable, error.name) + sys.version_info[:2]
-        )
+        remedy = "install it (Debian, Ubuntu: apt install python%d.%d-venv)" % sys.version_info[:2]
+        return "%s has no module %r, which makes environments: %s" % (sys.executable, error.name, remedy)
     return ""
 
 

@@ -1,8 +1,9 @@
 """Keep the notebooks' stored outputs true: say which are out of date, and run those.
 
-A notebook is out of date when its own code, a table that it shows, or the code of `uad_core` that it reaches is no longer what
-produced its outputs. A fingerprint of all three is stored in the notebook's metadata, together with what the status page of the book shows: run
-time, machine and versions. The `.py` file of a pair is the source, the `.ipynb` file is made from it.
+A notebook is out of date when its own code, a table that it shows, or the code of `uad_core` that it reaches is no
+longer what produced its outputs. A fingerprint of all three is stored in the notebook's metadata, together with what
+the status page of the book shows: run time, machine and versions. The `.py` file of a pair is the source, the `.ipynb`
+file is made from it.
 
     python tools/notebooks.py list                   say which notebooks are out of date (exit status 1 if any is)
     python tools/notebooks.py run [NAME ... | --all]  run those (or these, or all) and store their outputs
@@ -23,6 +24,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from jupytext.combine import combine_inputs_with_outputs
+
 from uad_core import sources
 from uad_core.methods import METHODS
 from uad_core.notebooks import run_notebook, write_notebook
@@ -39,9 +41,8 @@ def pairs(root: Path = ROOT) -> list[tuple[Path, Path]]:
 
 def cells(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
     """What the two files of a pair must agree on: type, source and tags of every cell."""
-    return [
-        (cell.cell_type, cell.source.strip(), tuple(cell.metadata.get("tags", ()))) for cell in jupytext.read(path).cells
-    ]
+    read = jupytext.read(path).cells
+    return [(cell.cell_type, cell.source.strip(), tuple(cell.metadata.get("tags", ()))) for cell in read]
 
 
 def fingerprint(script: Path, root: Path = ROOT) -> str:

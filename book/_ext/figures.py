@@ -32,7 +32,8 @@ def roc_and_precision() -> Figure:
     left.plot([0, 1], [0, 1], "--", color=COLOURS["quiet"], linewidth=1)
     left.text(0.62, 0.52, "chance", rotation=43, color=COLOURS["quiet"])
     left.annotate("the tie at score 4", (0.375, 0.83), (0.42, 0.2), arrowprops={"arrowstyle": "->"})
-    left.set(title=f"AUROC {metrics.auroc(SCORES, LABELS):.3f}", xlabel="false positive rate", ylabel="true positive rate")
+    left.set(xlabel="false positive rate", ylabel="true positive rate")
+    left.set_title(f"AUROC {metrics.auroc(SCORES, LABELS):.3f}")
     recall, precision = metrics.precision_recall_curve(SCORES, LABELS)
     right.plot(recall, precision, drawstyle="steps-pre", color=COLOURS["anomalous"])
     right.fill_between(recall, precision, step="pre", color=COLOURS["anomalous"], alpha=0.15)
@@ -70,7 +71,10 @@ def per_region_overlap() -> Figure:
     return sheet
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"roc_and_precision": roc_and_precision, "per_region_overlap": per_region_overlap}
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "roc_and_precision": roc_and_precision,
+    "per_region_overlap": per_region_overlap,
+}
 
 
 def draw_all(folder: Path) -> None:

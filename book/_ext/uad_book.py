@@ -1,4 +1,4 @@
-"""What the book adds to Sphinx: tables and figures made from the package, and pages that load nothing from other servers."""
+"""What the book adds to Sphinx: tables and figures made from the package, and no page loads from other servers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def list_methods(app: Sphinx, name: str, source: list[str]) -> None:
         modules = dict.fromkeys(kind.__module__ for kind in METHODS.values())
         titles = {module: [kind.name for kind in METHODS.values() if kind.__module__ == module] for module in modules}
         sections = [
-            f"## {', '.join(names)}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```" for module, names in titles.items()
+            f"## {', '.join(names)}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```"
+            for module, names in titles.items()
         ]
         source[0] = source[0].replace("<!-- methods -->", "\n\n".join(sections))
 

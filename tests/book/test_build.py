@@ -19,7 +19,8 @@ pytestmark = pytest.mark.book
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
-LOADING = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("video", "src"), ("object", "data")}
+LOADING = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("video", "src"),
+           ("object", "data")}  # fmt: skip
 LOADING_RELS = {"stylesheet", "preload", "icon", "shortcut", "manifest", "modulepreload", "prefetch", "preconnect"}
 
 
@@ -149,5 +150,6 @@ def test_the_colab_link_of_a_chapter_points_at_its_notebook(pages, chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_the_status_page_gives_the_run_time_of_a_chapter(pages, chapter):
-    row = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*{chapter}\.html(?:(?!</tr>).)*</tr>", pages["book/status.html"].text, re.S)
+    status = pages["book/status.html"].text
+    row = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*{chapter}\.html(?:(?!</tr>).)*</tr>", status, re.S)
     assert row and re.search(r"\d+ s", row.group(0))

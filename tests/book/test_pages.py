@@ -49,8 +49,8 @@ def test_the_page_on_measures_holds_examples():
 
 @pytest.mark.parametrize("page", [*PAGES, *CHAPTERS, ROOT / "README.md"], ids=lambda page: page.stem)
 def test_no_page_waves_its_hands(page):
-    found = re.findall(r"\b(obviously|clearly|trivially|it can be shown|it is easy to see)\b", page.read_text("utf-8"), re.I)
-    assert not found
+    waved = r"\b(obviously|clearly|trivially|it can be shown|it is easy to see)\b"
+    assert not re.findall(waved, page.read_text("utf-8"), re.I)
 
 
 def test_every_module_has_its_place_on_a_page_of_the_package():

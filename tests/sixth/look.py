@@ -1,4 +1,4 @@
-"""What a project says of its methods, as JSON; runs in the project's folder, with a folder for a run and a file for the JSON."""
+"""What a project says of its methods; runs in the project's folder, with a folder for a run and a file for the JSON."""
 
 from __future__ import annotations
 
