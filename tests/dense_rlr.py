@@ -45,7 +45,8 @@ class DenseLevel(nn.Module):
         references = [embed(net.embed_reference, r.repeat(len(x), 1, 1)) for r in net.reference]  # r of (N, L, d)
         for layer in net.layers:
             weights = gate(layer, z)
-            u = sum(w[:, None, None] * self.block(block, z, references) for w, block in zip(weights, layer.blocks))
+            blocks = (self.block(block, z, references) for block in layer.blocks)
+            u = sum(w[:, None, None] * block for w, block in zip(weights, blocks, strict=True))
             z_1 = norm(layer.norm_1, z + u if layer.residual else u)
             hidden = F.gelu(linear(layer.ffn[0], z_1))
             z = norm(layer.norm_2, z_1 + linear(layer.ffn[2], hidden))

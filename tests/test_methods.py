@@ -295,7 +295,8 @@ def test_what_is_held_out_is_not_learned_from_and_places_the_threshold(small_mod
         scores = model.predict(images.subset(held.numpy()), progress=False)[1]
         np.testing.assert_allclose(model.normal_scores.numpy(), np.sort(scores), rtol=2e-2)
     other = weave(16)
-    other[held.numpy()] = damage(weave(2, seed=50))[0]  # what is held out changes the calibration, never what is learned
+    # What is held out changes the calibration, never what is learned.
+    other[held.numpy()] = damage(weave(2, seed=50))[0]
     again = unfitted(model).fit(image_set(other), progress=False)
     assert again.history == model.history and again.threshold != model.threshold
 

@@ -59,7 +59,7 @@ def brute_force_pro(maps, masks):
 def trapezoid(x, y, limit):
     """Area from 0 to the limit over the limit, segment by segment, the last one cut where it crosses the limit."""
     area = 0.0
-    for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:]):
+    for x0, x1, y0, y1 in zip(x[:-1], x[1:], y[:-1], y[1:], strict=True):
         if x0 < limit < x1:
             x1, y1 = limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
         if x1 <= limit:
@@ -97,7 +97,7 @@ def test_samples_agree_with_scikit_learn(size, decimals, dtype):
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=12)
        .filter(lambda rows: len({label for _, label in rows}) == 2))
 def test_ties_agree_with_scikit_learn(rows):
-    scores, labels = map(np.array, zip(*rows))
+    scores, labels = map(np.array, zip(*rows, strict=True))
     assert_as_oracle(scores, labels)
 
 
@@ -133,7 +133,7 @@ def test_aupro_agrees_with_brute_force(decimals, limit):
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=18, max_size=18)
        .filter(lambda rows: len({label for _, label in rows}) == 2), st.sampled_from([0.01, 0.3, 0.5, 1.0]))
 def test_aupro_of_tiny_images_agrees_with_brute_force(rows, limit):
-    maps, masks = (np.array(column).reshape(2, 3, 3) for column in zip(*rows))
+    maps, masks = (np.array(column).reshape(2, 3, 3) for column in zip(*rows, strict=True))
     fpr, pro = brute_force_pro(maps, masks)
     value = metrics.aupro(maps, masks, limit)
     assert 0 <= value <= 1
@@ -243,7 +243,7 @@ def test_curves_have_the_areas_of_the_metrics(case):
     fpr, tpr = metrics.roc_curve(maps, masks)
     assert trapezoid(fpr, tpr, 1.0) == pytest.approx(metrics.auroc(maps, masks), abs=1e-12)
     every = oracle.roc_curve(masks.ravel(), maps.ravel(), drop_intermediate=False)[:2]
-    assert set(zip(fpr, tpr)) <= set(zip(*every)) and (1.0, 1.0) in set(zip(fpr, tpr))
+    assert {(1.0, 1.0)} <= set(zip(fpr, tpr, strict=True)) <= set(zip(*every, strict=True))
     recall, precision = metrics.precision_recall_curve(maps, masks)
     assert np.diff(recall) @ precision[1:] == pytest.approx(metrics.average_precision(maps, masks), abs=1e-12)
     fpr, pro = metrics.pro_curve(maps, masks)

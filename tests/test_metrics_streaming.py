@@ -60,7 +60,7 @@ def test_streaming_stays_within_its_bounds(bins, scale, shift):
 @given(st.lists(st.tuples(st.floats(-2, 2, width=32), st.booleans()), min_size=8, max_size=8)
        .filter(lambda rows: len({label for _, label in rows}) == 2))
 def test_streaming_of_tiny_images_stays_within_its_bounds(rows):
-    maps, masks = (np.array(column).reshape(2, 2, 2) for column in zip(*rows))
+    maps, masks = (np.array(column).reshape(2, 2, 2) for column in zip(*rows, strict=True))
     assert_within_bounds(streamed(maps, masks, 1024), maps, masks)
 
 
