@@ -113,6 +113,10 @@ def test_an_empty_ledger_has_all_columns(tmp_path):
     json.dumps(result(seed="zero")), json.dumps(result(seed=True)), json.dumps(result(metrics=None)),
     json.dumps(result(metrics={"aupro": 93.1})), json.dumps(result(metrics={"aupro": float("nan")})),
     json.dumps(result(metrics={"aupro": "0.9"})), json.dumps(result(per_category={"a": 1})),
+    json.dumps(result(cost={"fit_s": "abc"})), json.dumps(result(cost=[1])), json.dumps(result(overrides=5)),
+    json.dumps(result(fingerprint={"data": None})), json.dumps(result(fingerprint={"code_version": 5})),
+    json.dumps(result(fingerprint=[1])), json.dumps(result(image_size=-3)), json.dumps(result(joint="no")),
+    json.dumps(result(protocol=[1])),
 ])
 def test_a_damaged_or_foreign_file_is_named(tmp_path, text):
     ledger.add(result(), tmp_path)

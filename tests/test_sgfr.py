@@ -12,11 +12,12 @@ from tiny import LITE0, SIZE, damage, detector, digest, network, shared_networks
 from uad_core import methods, scoring
 from uad_core.errors import UserError
 from uad_core.features import Features
+from uad_core.methods.base import hold_out
 from uad_core.methods.self_expression import matching_pursuit
 from uad_core.methods.sgfr import SGFR, SGFRConfig, coarse_cell, to_maps, to_points
 
 READINGS = ("patch", "map", "position")
-SMALL = dict(atoms=32, images=6, candidates=500)
+SMALL = dict(strides=(8, 16), atoms=32, images=6, candidates=500)
 
 
 def features(count: int = 12, seed: int = 0) -> Features:
@@ -95,19 +96,39 @@ def test_coarse_cells_are_those_that_nearest_enlargement_would_show() -> None:
 # --- the bank ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("banks", ["own", "reference"])
 @pytest.mark.parametrize("sampler", ["subspace", "random", "coreset"])
 @pytest.mark.parametrize("reading", READINGS)
-def test_the_bank_holds_the_points_that_its_origin_names(reading: str, sampler: str) -> None:
-    model = fitted(reading=reading, sampler=sampler)
-    f = model.levels(features().batch(slice(None)))
-    image, place = model.origin.T
-    assert len(image) == (32 if reading == "patch" else 6)
-    assert len({*map(tuple, model.origin.tolist())}) == len(image)
-    for level, bank in zip(f, model.banks, strict=True):
+def test_a_bank_holds_the_points_that_its_origin_names(reading: str, sampler: str, banks: str) -> None:
+    model = fitted(reading=reading, sampler=sampler, banks=banks)
+    learned = features().subset(hold_out(12, model.seed)[0])
+    f = model.levels(learned.batch(slice(None)))
+    for level, bank, origin in zip(f, model.banks, model.origins, strict=True):
+        image, place = origin.T
+        assert len(image) == (32 if reading == "patch" else 6)
+        assert len({*map(tuple, origin.tolist())}) == len(image)
         points = to_points(level, reading)
-        step = points.shape[1] // 12
+        step = points.shape[1] // len(learned)
         cell = coarse_cell(place, f[0].shape[-2:], level.shape[-2:]) if reading == "patch" else 0
-        assert torch.equal(bank, points[:, image * step + cell])
+        torch.testing.assert_close(bank, points[:, image * step + cell])
+    assert torch.equal(*model.origins) == (banks == "reference" or sampler == "random")
+
+
+def test_each_level_covers_itself_better_with_a_bank_of_its_own() -> None:
+    """Features whose coarse level varies where the fine one does not: only a bank of its own stores that."""
+    generator = torch.Generator().manual_seed(0)
+    fine, coarse = torch.zeros(16, 48, 8, 8), torch.zeros(16, 192, 4, 4)
+    fine[:, 0] = 1
+    fine[:, 1:9, :, :4] = torch.randn(16, 8, 8, 4, generator=generator)
+    coarse[:, 0] = 1
+    coarse[:, 1:9, :, 2:] = torch.randn(16, 8, 4, 2, generator=generator)  # the other half
+    data = Features([fine.half(), coarse.half()], "halves")
+    worst = {}
+    for banks in ("own", "reference"):
+        model = sgfr(banks=banks, atoms=24, k=5, patch=1, tau=0.0)
+        model.learn(data, checkpoint=None, progress=False)
+        worst[banks] = model.missed(data.batch(slice(None)))[1].norm(dim=1).mean()
+    assert worst["own"] < 0.7 * worst["reference"]
 
 
 def test_bank_bytes_are_four_times_atoms_times_dimensions() -> None:
@@ -124,73 +145,72 @@ def test_finer_levels_are_averaged_to_the_reference_s_grid() -> None:
 
 
 def test_candidates_bound_what_the_sampler_sees() -> None:
-    assert len(fitted(candidates=20).origin) == 20
+    assert [len(origin) for origin in fitted(candidates=20).origins] == [20, 20]
 
 
 # --- residuals -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_residual_of_a_stored_image_is_zero_unless_it_is_excluded(reading: str) -> None:
+def test_of_a_stored_image_nothing_is_missed(reading: str) -> None:
     model = fitted(reading=reading, atoms=2000, images=12, candidates=2000, sampler="random")
-    index = torch.tensor([3, 7])
-    pyramid = features().batch(index)
+    learned, held = hold_out(12, model.seed)
     for own, foreign in zip(
-        model.map_residuals(pyramid).values(), model.map_residuals(pyramid, index).values(), strict=True
+        model.missed(features().batch(learned[:2])), model.missed(features().batch(held)), strict=True
     ):
-        assert own.max() < 1e-3 and foreign.min() > 0.1
-
-
-@pytest.mark.parametrize("reading", READINGS)
-def test_exclusion_is_that_of_a_bank_without_the_image_s_atoms(reading: str) -> None:
-    model = fitted(reading=reading)
-    index = model.origin[:1, 0]
-    pyramid = features().batch(index)
-    excluded = model.map_residuals(pyramid, index)
-    keep = model.origin[:, 0] != index
-    for level, bank in enumerate(model.banks):
-        model.register_buffer(f"bank_{level}", bank[:, keep])
-    for a, b in zip(excluded.values(), model.map_residuals(pyramid).values(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert own.norm(dim=1).max() < 1e-3 and foreign.norm(dim=1).min() > 0.01
 
 
 @pytest.mark.parametrize("solver", ["omp", "elastic_net"])
 @pytest.mark.parametrize("reading", READINGS)
 def test_normal_features_have_residual_one_on_average(reading: str, solver: str) -> None:
     model = fitted(reading=reading, solver=solver, gamma=5.0)
-    phi = model.map_residuals(features().batch(slice(None)), torch.arange(12))
-    for s in phi.values():
+    held = hold_out(12, model.seed)[1]
+    for s in model.map_residuals(features().batch(held)).values():
         assert s.mean().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_residual_is_the_norm_of_what_the_pursuit_leaves() -> None:
-    model = fitted()
+def test_what_is_missed_is_what_the_pursuit_leaves_of_soft_points() -> None:
+    model = fitted(tau=0.5)
     pyramid = features(3, seed=5).batch(slice(None))
-    fine = F.normalize(F.avg_pool2d(pyramid[0], 3, 1, 1, count_include_pad=False), dim=1)
-    points = fine.flatten(2).transpose(1, 2).flatten(0, 1)[None]
-    left = matching_pursuit(points, model.bank_0, 3).energy.sqrt().view(3, 8, 8) / model.scale[0]
-    assert torch.allclose(model.map_residuals(pyramid)["s_1"], left, atol=1e-5)
+    fine = F.avg_pool2d(pyramid[0], 3, 1, 1, count_include_pad=False)
+    rows = fine.flatten(2).transpose(1, 2).flatten(0, 1)  # (n, C)
+    points = rows / (rows.norm(dim=1, keepdim=True) + 0.5 * model.lengths[0])
+    left = matching_pursuit(points[None], model.bank_0, 3).residual[0]
+    found = model.missed(pyramid)[0].flatten(2).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(found, left, atol=1e-5, rtol=1e-4)
+    assert torch.equal(model.map_residuals(pyramid)["s_1"], model.spreads[0](model.missed(pyramid)[0]))
+
+
+def test_the_length_of_a_level_is_the_median_of_its_points() -> None:
+    model = fitted(candidates=100_000)
+    learned = features().subset(hold_out(12, model.seed)[0])
+    for f, length in zip(model.levels(learned.batch(slice(None))), model.lengths, strict=True):
+        assert length.item() == pytest.approx(f.norm(dim=1).median().item(), rel=0.02)
 
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_target_and_reconstruction_differ_by_the_residual(reading: str) -> None:
     model = fitted(reading=reading)
     pyramid = features(2, seed=5).batch(slice(None))
-    residuals = model.map_residuals(pyramid).values()
-    for (target, rebuilt), s, mu in zip(model.reconstruct(pyramid), residuals, model.scale, strict=True):
-        assert torch.allclose((target - rebuilt).norm(dim=1) / mu, s, atol=1e-5)
+    for (target, rebuilt), missed in zip(model.reconstruct(pyramid), model.missed(pyramid), strict=True):
+        assert torch.allclose(target - rebuilt, missed, atol=1e-5)
 
 
 def test_more_atoms_in_a_combination_leave_less() -> None:
     few, many = fitted(k=1, sampler="random"), fitted(k=4, sampler="random")
     pyramid = features(2, seed=5).batch(slice(None))
-    for level in range(2):
-        name = f"s_{level + 1}"
-        a, b = (model.map_residuals(pyramid)[name] * model.scale[level] for model in (few, many))
-        assert (b <= a + 1e-6).all()
+    for a, b in zip(*(model.missed(pyramid) for model in (few, many)), strict=True):
+        assert (b.norm(dim=1) <= a.norm(dim=1) + 1e-6).all()
 
 
 # --- the map -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sum_of_logarithms_weighs_the_deepest_level() -> None:
+    a, b = torch.rand(2, 8, 8), torch.rand(2, 4, 4)
+    found = sgfr(sigma=0.0, map_stride=8).fuse({"s_1": a, "s_2": b})
+    torch.testing.assert_close(found, a.log1p() + 0.5 * scoring.upsample(b, (8, 8)).log1p())
 
 
 @pytest.mark.parametrize("fusion", ["product", "sum"])
@@ -211,14 +231,14 @@ def test_a_pasted_defect_raises_the_map_where_it_is(settings: dict) -> None:
         model = methods.create(
             "sgfr", backbone=LITE0, image_size=SIZE, device="cpu", **{"atoms": 128, "images": 12, **settings}
         )
-    model.fit(tensor(weave(6)), progress=False)
+    model.fit(tensor(weave(24)), progress=False)
     normal = weave(2, seed=100)
     bad, masks = damage(normal)
     good_maps, bad_maps = model.anomaly_map(tensor(normal)), model.anomaly_map(tensor(bad))
     for good, changed, mask in zip(good_maps, bad_maps, torch.from_numpy(masks), strict=True):
         assert mask.flatten()[changed.argmax()]
         assert changed[mask].mean() > 1.5 * good[mask].mean()
-    assert model.score(tensor(bad)).min() > model.threshold > model.score(tensor(normal)).max() * 0.5
+    assert model.score(tensor(bad)).min() > max(model.normal_scores.max(), model.score(tensor(normal)).max())
 
 
 # --- fit, seed, save -----------------------------------------------------------------------------------------------
@@ -235,12 +255,12 @@ def test_the_seed_decides_and_fitting_again_changes_nothing() -> None:
 def test_a_saved_detector_gives_the_same_maps(reading: str, tmp_path) -> None:
     with shared_networks():
         model = methods.create("sgfr", backbone=LITE0, image_size=SIZE, device="cpu", reading=reading, **SMALL)
-        model.fit(tensor(weave(8)), progress=False)
+        model.fit(tensor(weave(16)), progress=False)
         methods.save(model, tmp_path / "model")
         loaded = methods.load(tmp_path / "model", device="cpu")
     images = tensor(weave(2, seed=9))
     assert torch.equal(loaded.anomaly_map(images), model.anomaly_map(images))
-    assert torch.equal(loaded.origin, model.origin) and loaded.threshold == model.threshold
+    assert all(map(torch.equal, loaded.origins, model.origins)) and loaded.threshold == model.threshold
 
 
 def test_one_image_or_constant_images_do_not_break_it() -> None:
@@ -248,7 +268,7 @@ def test_one_image_or_constant_images_do_not_break_it() -> None:
     assert alone.map_residuals(features(2, seed=5).batch(slice(None)))["s_1"].isfinite().all()
     flat = Features([torch.ones(4, 48, 8, 8).half(), torch.zeros(4, 192, 4, 4).half()], "flat")
     model = sgfr().fit(flat, progress=False)
-    assert len(model.origin) == 1
+    assert [len(origin) for origin in model.origins] == [1, 1]
     assert all(s.isfinite().all() for s in model.map_residuals(features(2).batch(slice(None))).values())
 
 

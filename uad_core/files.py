@@ -28,14 +28,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill the folder that is yielded: at the end it takes the place of `path`; after an error it is gone."""
+    """Fill the folder that is yielded: at the end it takes the place of `path`; after an error it is gone.
+
+    A folder that is replaced is moved aside first and removed last: until the new one is in place, it is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
+    old = work.with_name(f"{work.name}.old")
     try:
         yield work
         work.chmod(0o755)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(work, path)
+        if os.path.lexists(path):
+            os.replace(path, old)
+        try:
+            os.replace(work, path)
+        except OSError:
+            if os.path.lexists(old):
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)

@@ -43,7 +43,19 @@ _SETTING = ("image_size", "settings", "joint", "members", "protocol", "n_categor
 _ORIGIN = ("config", "weights_sha256", "code_version", "data_sha256")
 _COLUMNS = ["file", *_PLAIN, *_SETTING, *_ORIGIN, *METRICS, *COSTS, *_MACHINE]
 
+Side = Annotated[int, Field(ge=1)]
 Metric = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None
+
+
+class Fingerprint(BaseModel):
+    """What a result was made of; an older one may lack any of it."""
+
+    model_config = ConfigDict(strict=True)
+
+    data_sha256: str | None = None
+    data: dict[str, str] = {}
+    weights_sha256: str | None = None
+    code_version: str | None = None
 
 
 class Result(BaseModel):
@@ -57,15 +69,18 @@ class Result(BaseModel):
     profile: str
     seed: int
     backbone: str | None
-    image_size: int | Annotated[list[int], Field(min_length=2, max_length=2)]
+    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
     config: dict[str, Any]
     n_train: int
     n_test: int
     metrics: dict[str, Metric]
     per_category: dict[str, dict[str, Metric]] | None = None
-    cost: dict[str, Any]
-    fingerprint: dict[str, Any]
+    cost: dict[str, float | None]
+    fingerprint: Fingerprint
     environment: dict[str, Any]
+    overrides: dict[str, Any] = {}
+    joint: bool = False
+    protocol: str = ""
 
 
 _SOURCE_TREE = Path(__file__).resolve().parents[1] / "results"

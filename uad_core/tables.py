@@ -27,8 +27,9 @@ KINDS = {
 """The tables besides the one of each method."""
 
 _LINE = ["dataset", "category", "method", "backbone", "profile", "image_size", "settings", "joint", "members"]
-# Only runs of the same code, configuration and weights are averaged: a mean is one over seeds, and over nothing else.
-_GROUP = [*_LINE, "code_version", "config", "weights_sha256"]
+# Only runs of the same code, configuration, weights and kind of machine are averaged: a mean is one over seeds. Data
+# may differ with the seed, which divides some data sets and draws the built-in one.
+_GROUP = [*_LINE, "code_version", "config", "weights_sha256", "gpu"]
 _METRICS, _COSTS = list(ledger.METRICS), list(ledger.COSTS)
 _SPREAD = [f"{name}_sd" for name in _METRICS]
 _ONE_CLASS = {info.name for info in CATALOGUE if info.protocol == "one_class"}
@@ -75,7 +76,7 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
     known = names(folder)
     if name not in known:
         raise UserError(f"no table {name!r}: choose one of {', '.join(known)}")
-    runs = _runs_for(name, ledger.read(folder))
+    runs = _runs_for(name, ledger.read(folder)).fillna({"gpu": ""})
     if runs.empty:
         place = ledger.default_folder() if folder is None else folder
         method = "METHOD" if name in KINDS else name
@@ -186,9 +187,11 @@ def _over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _versions_told_apart(measured: pd.DataFrame) -> pd.Series:
-    """The first digits of the code's version, for lines that differ in nothing else that a table shows; else empty."""
-    several = measured.duplicated(_LINE, keep=False)
-    return measured["code_version"].str.split("+").str[-1].str[:6].where(several, "")
+    """What tells lines apart that a table would show alike: digits of the code's version, and of the configuration."""
+    versions = measured.groupby(_LINE, sort=False)["code_version"].transform("nunique")
+    others = measured.groupby([*_LINE, "code_version"], sort=False)["config"].transform("size")
+    code = measured["code_version"].str.split("+").str[-1].str[:6].where(versions > 1, "")
+    return code + (" " + measured["config"].str[:4]).where(others > 1, "")
 
 
 def _listed(seeds: pd.Series) -> str:
@@ -233,7 +236,7 @@ def _cost(runs: pd.DataFrame) -> pd.DataFrame:
         dataset=lambda r: r["file"].map(datasets),
         category=lambda r: r["category"].where(r["n_categories"] == 1, r["n_categories"].astype(str) + " categories"),
     )
-    machine = ["cpu", "threads", "gpu"]
+    machine = ["cpu", "threads"]
     whole[machine] = whole[machine].fillna("")
     groups = whole.groupby([*_GROUP, *machine], sort=False)
     table = groups[_COSTS].mean()

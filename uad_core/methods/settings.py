@@ -104,16 +104,17 @@ def _line(config_class: type[Config], settings: dict[str, Any], error: dict[str,
     """Say in one line what is wrong with a setting, and what it may be."""
     key = error["loc"][0]
     value, limits = settings[key], error.get("ctx", {})
+    shown = f"{value!r:.40}"
     wanted = typing.get_type_hints(config_class)[key]
     if error["type"] == "literal_error":
         words = limits["expected"].replace("'", "").replace(" or ", ", ")
         return f"{key} cannot be {error['input']!r}: choose among {words}"
-    if error["type"] == "too_short" and not error["input"]:
+    if error["type"] in ("too_short", "missing") and not _parts(value):
         return f"{key} cannot be empty: give at least one value, several with commas between them"
     if error["type"] in ("greater_than_equal", "less_than_equal", "finite_number"):
-        return f"{key} cannot be {value!r}: give {_limits(config_class, key)}"
+        return f"{key} cannot be {shown}: give {_limits(config_class, key)}"
     name = getattr(typing.get_origin(wanted) or wanted, "__name__", str(wanted))
-    return f"setting {key}={value!r} is not of type {name}: write for instance {key}={_example(name)}"
+    return f"setting {key}={shown} is not of type {name}: write for instance {key}={_example(config_class, key)}"
 
 
 def _limits(config_class: type[Config], key: str) -> str:
@@ -125,5 +126,7 @@ def _limits(config_class: type[Config], key: str) -> str:
     return f"{'numbers' if several else 'a number'} from {low:g} " + (f"to {high:g}" if high < math.inf else "up")
 
 
-def _example(name: str) -> str:
-    return {"bool": "true", "int": "8", "float": "0.5"}.get(name, "128,64")
+def _example(config_class: type[Config], key: str) -> str:
+    """Return the default of a field, as one would write it."""
+    default = next(field.default for field in dataclasses.fields(config_class) if field.name == key)
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
