@@ -94,6 +94,8 @@ def test_registry_list_and_papers_take_up_a_new_method(found) -> None:
 def test_the_tables_and_pages_take_it_up(found) -> None:
     row = "| TOY | [arXiv:0000.00000](https://arxiv.org/abs/0000.00000) | every feature | nothing | the mean | "
     assert row + "[chapter](notebooks/04_toy.ipynb) |" in found["readme"]
+    named = "TOY {cite}`nobody2000toy`"
+    assert [named, "every feature", "nothing", "the mean", "{doc}`/notebooks/04_toy`"] in found["preface"]
     assert "## toy\n\n```{eval-rst}\n.. automodule:: uad_core.methods.toy\n```" in found["page"]
 
 

@@ -16,8 +16,9 @@ from sphinx.util.docutils import SphinxDirective
 
 from uad_core.datasets.catalogue import CATALOGUE, DatasetInfo
 from uad_core.methods import METHODS
+from uad_core.methods.base import Paper
 
-__all__ = ["DataSets", "RunTimes", "Table", "setup"]
+__all__ = ["DataSets", "Methods", "RunTimes", "Table", "setup"]
 
 MATHJAX_KEPT = ("tex-chtml.js", "output")
 
@@ -72,6 +73,20 @@ class DataSets(Table):
         how = info.instruction().removeprefix("run ")
         page = f"; [its page]({info.homepage})" if info.homepage else ""
         return (name, info.summary, _size(info), info.licence, how + page)
+
+
+class Methods(Table):
+    """What each method of the book reconstructs, from what and with what, as its class says."""
+
+    columns = ("Method", "It reconstructs", "from", "with", "Chapter")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row for each method that has a paper."""
+        return [self._row(kind.name, kind.paper) for kind in METHODS.values() if kind.paper]
+
+    def _row(self, name: str, paper: Paper) -> tuple[str, ...]:
+        title = f"{name.upper()} {{cite}}`{paper.key}`"
+        return (title, paper.reconstructs, paper.source, paper.means, f"{{doc}}`/notebooks/{paper.chapter}`")
 
 
 def _size(info: DatasetInfo) -> str:
@@ -131,6 +146,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("run-times", RunTimes)
     app.add_directive("data-sets", DataSets)
+    app.add_directive("methods", Methods)
     app.connect("builder-inited", draw_figures)
     app.connect("source-read", list_methods)
     app.connect("html-page-context", drop_thebe, priority=900)

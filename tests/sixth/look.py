@@ -24,6 +24,13 @@ def page_of_methods() -> str:
     return text[0]
 
 
+def table_of_methods() -> list[tuple[str, ...]]:
+    """The rows of the table in the preface."""
+    from uad_book import Methods
+
+    return Methods.rows(Methods.__new__(Methods))
+
+
 def readme() -> str:
     """README.md as `make results` renews it."""
     tool = runpy.run_path(str(ROOT / "tools" / "results.py"))
@@ -52,7 +59,8 @@ def run(out: str) -> dict:
 
 out, said = sys.argv[1:]
 found = {
-    "methods": list(METHODS), "papers": papers.PAPERS, "list": listing(), "page": page_of_methods(), "readme": readme(),
+    "methods": list(METHODS), "papers": papers.PAPERS, "list": listing(), "page": page_of_methods(),
+    "preface": table_of_methods(), "readme": readme(),
     "chapter": modules_of("04_toy"), "result": run(out),
 }  # fmt: skip
 Path(said).write_text(json.dumps(found))
