@@ -34,7 +34,9 @@ def test_the_stopwatch_waits_for_the_gpu(monkeypatch) -> None:
     assert waited == [torch.device("cuda", 0)] * 2
 
 
-def measured(monkeypatch, tmp_path, method: str = "knn", count: int = 9, seconds: float = 0.0) -> tuple[dict, list, list]:
+def measured(
+    monkeypatch, tmp_path, method: str = "knn", count: int = 9, seconds: float = 0.0
+) -> tuple[dict, list, list]:
     """The cost of a small detector, and the batches that it and its description were shown, each for `seconds`."""
     model = (
         detector(method, network("test_resnet", (8, 16))) if method == "knn" else detector(method, width=4, stages=4)

@@ -504,7 +504,8 @@ def test_good_images_alone_make_a_detector_with_a_threshold(tmp_path, tests: str
     shutil.rmtree(folder / "ground_truth")
     shutil.rmtree(folder / "test/patch" if tests == "good" else folder / "test")
     one = experiment(folder, "all", method="knn", settings={"bank": "200"})
-    with pytest.warns(datasets.DataWarning, match="no normal and no defective test" if tests == "none" else "no defect"):
+    said = "no normal and no defective test" if tests == "none" else "no defect"
+    with pytest.warns(datasets.DataWarning, match=said):
         result = quiet(one, tmp_path / "out")
     assert set(result["metrics"].values()) == {None} and result["n_test"] == (3 if tests == "good" else 0)
     verdict = result["verdict"]

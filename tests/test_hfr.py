@@ -15,8 +15,8 @@ from uad_core import methods, scoring
 from uad_core.backbones import load_backbone
 from uad_core.errors import UserError
 from uad_core.features import Features, extract
-from uad_core.methods.spread import soft_norm
 from uad_core.methods.hfr import HFR, HFRConfig
+from uad_core.methods.spread import soft_norm
 
 SMALL = dict(widths="16,16,8,8", epochs=1)
 

@@ -134,7 +134,7 @@ def test_settings_may_be_text() -> None:
         ({"widths": "8,x"}, "setting widths='8,x' is not of type tuple: write for instance widths=128,96,64,32"),
         ({"widths": 8}, "setting widths=8 is not of type tuple"),
         ({"betas": "0.9"}, "setting betas='0.9' is not of type tuple"),
-        ({"betas": "0.9,0.9,0.9"}, "setting betas='0.9,0.9,0.9' is not of type tuple: write for instance betas=0.9,0.999"),
+        ({"betas": ".9,.9,.9"}, "setting betas='.9,.9,.9' is not of type tuple: write for instance betas=0.9,0.999"),
         ({"widths": ",,"}, "widths cannot be empty: give at least one value"),
         ({"epochs": "9" * 5000}, f"setting epochs='{'9' * 39} is not of type int: write for instance epochs=20"),
         ({"mode": "l1"}, "mode cannot be 'l1': choose among normal, mse, cos, mse+cos"),

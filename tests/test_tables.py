@@ -235,7 +235,7 @@ def test_runs_of_different_code_are_not_averaged_and_the_table_says_so(tmp_path)
     assert bottles["seeds"].to_dict() == {"old111": "0", "new333": "1, 2"}
     assert line(frame, category="cable")["code"] == ""
     text = tables.table("hfr", tmp_path)
-    assert "old111" in text and "other code or another configuration made" in text
+    assert "old111" in text and "what other code or another configuration made" in text
 
 
 @pytest.mark.parametrize("change", [{"config": {"epochs": 3}}, {"fingerprint": {"weights_sha256": "other"}}])

@@ -313,3 +313,91 @@ def test_the_best_device_is_cuda_then_mps(monkeypatch) -> None:
 def test_half_precision_trains_too() -> None:
     history = fit(network(), precision="bf16-mixed", epochs=10)
     assert np.isfinite(history).all() and history[-1] < history[0]
+
+
+# --- what a schedule may ask for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_half_precision_resumes_with_its_scaler_clipped_or_not(tmp_path, every_epoch, precision: str, clip: float) -> None:
+    options = dict(precision=precision, clip=clip)
+    straight, resumed = network(), network()
+    expected = fit(straight, **options)
+    killed_after(3, tmp_path / "run.pt", **options)
+    assert fit(resumed, checkpoint=tmp_path / "run.pt", **options) == expected and equal(straight, resumed)
+    assert expected[-1] < expected[0]
+
+
+def test_the_scaler_s_state_is_in_the_checkpoint(tmp_path) -> None:
+    """A resumed run goes on with the scale that the killed one had found, not with the first one."""
+    fit(network(), checkpoint=tmp_path / "run.pt", precision="16-mixed", epochs=2)
+    learner = training.Learner(network(), Schedule(2, 4, 1e-2, decay="onecycle", precision="16-mixed"), CPU, 6)
+    learner.scaler._growth_interval = 1
+    first = learner.scaler.get_scale()
+    for _ in range(3):
+        learner.learn([(Points().x, 1.0)], lambda x: learner.model(x).square().mean())
+    training._save(learner, [1.0], tmp_path / "run.pt", "run")
+    again = training.Learner(network(), Schedule(2, 4, 1e-2, decay="onecycle", precision="16-mixed"), CPU, 6)
+    training._resume(again, tmp_path / "run.pt", "run", CPU)
+    assert again.scaler.get_scale() == learner.scaler.get_scale() > first
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(7, 3), (6, 2), (1, 1)])
+def test_a_number_of_steps_may_take_the_place_of_epochs(monkeypatch, steps: int, epochs: int) -> None:
+    taken, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: taken.append(1) or step(self, *a, **k))
+    assert len(fit(network(), steps=steps)) == epochs and len(taken) == steps  # three batches an epoch
+
+
+def test_accumulated_batches_make_one_update_of_their_mean(monkeypatch) -> None:
+    def plain() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Linear(3, 3)
+
+    one, other, points = plain(), plain(), Points(8)
+    whole = fit(one, points, batch_size=8, epochs=3)
+    parts = fit(other, Points(8), batch_size=2, accumulate=4, epochs=3)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_is_decoupled() -> None:
+    def weights(decay: float) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Linear(3, 3, bias=False)
+        before = model.weight.detach().clone()
+        fit(model, Points(4), loss=lambda x: model(x).sum() * 0, epochs=1, decay="constant", weight_decay=decay)
+        return model.weight / before
+
+    torch.testing.assert_close(weights(0.5), torch.full((3, 3), 1 - 0.5 * 1e-2))
+    torch.testing.assert_close(weights(0.0), torch.ones(3, 3))
+
+
+def test_the_average_of_the_weights_is_the_result_and_resumes(tmp_path, every_epoch) -> None:
+    plain, averaged, resumed = network(), network(), network()
+    fit(plain)
+    expected = fit(averaged, ema=0.8)
+    assert not equal(plain, averaged)
+    killed_after(3, tmp_path / "run.pt", ema=0.8)
+    assert fit(resumed, checkpoint=tmp_path / "run.pt", ema=0.8) == expected and equal(averaged, resumed)
+
+
+def test_the_average_is_the_recursion_s() -> None:
+    """One weight, pushed by one learning rate at a time: m <- 0.5 m + 0.5 w after each update."""
+    model = nn.Linear(1, 1, bias=False)
+    seen = []
+
+    def loss(x: Tensor) -> Tensor:
+        seen.append(model.weight.item())
+        return model.weight.sum()
+
+    fit(model, Points(4), loss, epochs=4, decay="constant", ema=0.5)
+    weights = [*seen[1:], 2 * seen[-1] - seen[-2]]  # Adam's steps are equal where the gradient is
+    mean = weights[0]
+    for w in weights[1:]:
+        mean = 0.5 * mean + 0.5 * w
+    assert model.weight.item() == pytest.approx(mean, abs=1e-4)

@@ -91,6 +91,7 @@ class Backbone(Frozen):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the pyramid of images (N, 3, H, W), in the precision of the moment."""
         images = (images - self.mean) / self.std
         return list(self.net(images.contiguous(memory_format=torch.channels_last)))
 

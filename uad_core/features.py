@@ -88,6 +88,7 @@ class Features:
         ]
 
     def in_order(self, device: torch.device | str = "cpu", progress: bool = False) -> Iterator[list[Tensor]]:
+        """Yield the descriptions of all images batch by batch, on `device`."""
         numbers = sum(_opened(store)[0].numel() for store in self._stores)
         at_a_time = max(1, (GPU_BATCH if torch.device(device).type == "cuda" else CPU_BATCH) // numbers)
         parts = torch.arange(len(self)).split(at_a_time)
@@ -95,6 +96,7 @@ class Features:
             yield self.batch(index, device)
 
     def subset(self, index: Tensor) -> Features:
+        """Return the images of `index` as a set of their own; nothing is copied."""
         return self._with(self._stores, self.rows[index])
 
     def only(self, levels: Sequence[int]) -> Features:
@@ -126,10 +128,12 @@ class Live:
         return self.draw(self._bytes(index).to(device).float().div_(255))
 
     def in_order(self, device: torch.device | str = "cpu", progress: bool = False) -> Iterator[list[Tensor]]:
+        """Yield the descriptions of all images batch by batch, as prediction sees them, on `device`."""
         for batch in image_batches(self.images, torch.device(device), progress=progress, title="prediction"):
             yield self.describe(batch)
 
     def subset(self, index: Tensor) -> Live:
+        """Return the images of `index` as a set of their own."""
         return Live(self.images.subset(index.numpy()), self.describe, self.draw, _hash(self.key, index.tolist()))
 
     def _bytes(self, index: Tensor | slice) -> Tensor:
@@ -226,7 +230,7 @@ def _size(images: ImageSet, describe: Describe, device: torch.device) -> int:
 
 
 def _compute(images: ImageSet, describe: Describe, device: torch.device, progress: bool, allocate) -> list[Tensor]:
-    """Fill one store (N, C_k, h_k, w_k) per level, which `allocate` makes; return them as half precision or bfloat16."""
+    """Fill one store (N, C_k, h_k, w_k) per level, which `allocate` makes; return them, half precision or bfloat16."""
     levels: list[Tensor] = []
     done = 0
     for batch in image_batches(images, device, progress=progress, title="features"):

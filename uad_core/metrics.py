@@ -156,7 +156,7 @@ def evaluate(scores: Any, labels: Any, maps: Any = None, masks: Any = None) -> d
 
     ``scores`` and ``labels`` (N,), ``maps`` and ``masks`` (N, H, W). An anomalous image may have an empty mask (a
     defect can vanish in resizing), a normal one may not mark any pixel. UserError: as `auroc` and `aupro`, masks
-    without maps, or arrays that disagree. Of more than `EXACT_PIXELS` pixels, `StreamingPixelMetrics` gives the metrics.
+    without maps, or arrays that disagree. More than `EXACT_PIXELS` pixels are judged by `StreamingPixelMetrics`.
     """
     image = _sample_ranks(scores, labels)
     result: dict[str, float | None] = {"image_auroc": image.area(image.count), "image_ap": image.average_precision(),

@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from uad_core.methods import METHODS
 
-__all__ = ["ABLATIONS", "IN_PREPARATION", "MARKS", "NOT_PUBLISHED", "PAPERS", "PUBLISHED", "Published", "peers", "published"]
+__all__ = ["ABLATIONS", "IN_PREPARATION", "MARKS", "NOT_PUBLISHED", "PAPERS", "PUBLISHED", "Published", "peers",
+           "published"]
 
 MARKS = {
     "F": "stated by the authors, or read in their public code",

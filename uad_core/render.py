@@ -66,7 +66,7 @@ def notes(numbers: pd.DataFrame) -> list[str]:
     if (numbers["category"].astype(str).str.startswith("mean of")).any():
         lines.append("mean of k: over the k categories that were run, not over all that the data set has.")
     if "code" in numbers and numbers["code"].fillna("").any():
-        lines.append("code: tells apart lines that other code or another configuration made; `uad ledger` lists old ones.")
+        lines.append("code: tells apart what other code or another configuration made; `uad ledger` lists old ones.")
     lines += [f"{label}: {members.replace('; ', ', ')}." for members, label in _shared(numbers).items()]
     return lines
 

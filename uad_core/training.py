@@ -36,7 +36,8 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, index: Tensor, device: torch.device) -> Any: ...
+    def batch(self, index: Tensor, device: torch.device) -> Any:
+        """Return what is learned from the images of `index`, on `device`."""
 
 
 @dataclass(frozen=True)

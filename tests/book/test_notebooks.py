@@ -80,7 +80,8 @@ def small_tree(tmp_path):
     (tmp_path / "uad_core" / "a.py").write_text('"""Doc."""\n\nX = 1\n', "utf-8")
     (tmp_path / "notebooks").mkdir()
     script = tmp_path / "notebooks" / "x.py"
-    text = "# %% [markdown]\n# A chapter.\n\n# %%\nimport os\nif os.environ.get('NEVER'):\n    import uad_core.a\nprint(6 * 7, os.environ.get('UAD_DATASET'))\n"
+    text = "# %% [markdown]\n# A chapter.\n\n# %%\nimport os\nif os.environ.get('NEVER'):\n    import uad_core.a\n"
+    text += "print(6 * 7, os.environ.get('UAD_DATASET'))\n"
     script.write_text(text, "utf-8")
     (tmp_path / "uad_core" / "__init__.py").touch()
     return tmp_path, script, script.with_suffix(".ipynb")

@@ -1,8 +1,8 @@
 """What all methods share: a detector that is fitted on normal images and maps anomalies.
 
 A method of the book subclasses `Detector`, or `FeatureDetector` if it looks at images through a frozen backbone, and
-writes how an image is described, how it learns and what its residuals are: `describe`, `learn`, `map_residuals`. Fitting
-is the same for all: hold out some normal images, learn on the rest, calibrate on those held out.
+writes how an image is described, how it learns and what its residuals are: `describe`, `learn`, `map_residuals`.
+Fitting is the same for all: hold out some normal images, learn on the rest, calibrate on those held out.
 """
 
 from __future__ import annotations

@@ -49,8 +49,12 @@ class RLRConfig(TrainedConfig):
     width: Count = fact(32, f"d = 32 · stride tokens' width: 256 at stride 8, 512 at stride 16; {CODE}")
     layers: Count = fact(4, f"layers M of each level's network; {README}")
     heads: Count = fact(8, f"attention heads H; {CODE}")
-    blocks: Annotated[tuple[Block, ...], Several, Field(min_length=1)] = fact(("lca", "mlka"), f"attentions of a layer, in parallel; {README}")
-    gate: Literal["none", "gate", "net"] = fact("none", f"'none' (constant weights 2 and 1), 'gate' or 'net': weights of the blocks; {README}")
+    blocks: Annotated[tuple[Block, ...], Several, Field(min_length=1)] = fact(
+        ("lca", "mlka"), f"attentions of a layer, in parallel; {README}"
+    )
+    gate: Literal["none", "gate", "net"] = fact(
+        "none", f"weights of the blocks: 'none' for the constants 2 and 1, learned ones, or a network's; {README}"
+    )
     residual: bool = fact(False, f"carry a layer's input around its attentions: the shortcut RLR avoids; {CODE}")
     ref_len: Count = fact(1, f"reference tokens r for each grid position; {CODE}")
     ref_loss: bool = fact(False, f"with r > 1, push the references apart; {CODE}")
@@ -347,4 +351,5 @@ def _check(config: RLRConfig, backbone: Backbone) -> None:
         raise UserError(f"blocks {','.join(config.blocks)!r}: name each once")
     for d in (config.width * stride for stride in backbone.strides):
         if d % config.heads or d % 4:
-            raise UserError(f"width {config.width} gives {d} channels: choose one that 4 and heads={config.heads} divide")
+            remedy = f"choose one that 4 and heads={config.heads} divide"
+            raise UserError(f"width {config.width} gives {d} channels: {remedy}")

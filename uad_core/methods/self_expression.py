@@ -68,8 +68,8 @@ def _pursue(y: Tensor, atoms: Tensor, k: int, excluded: Tensor | None) -> Expres
     """Take the atom most correlated with the residual, then project the residual off it; k times.
 
     Equations (sgfr-greedy) and (sgfr-project).
-    The atoms taken, B, are kept as an orthonormal basis Q with B = QR, one column more per step, so that a step costs one
-    product with the bank and never a linear system; the weights solve R c = Qᵀy at the end.
+    The atoms taken, B, are kept as an orthonormal basis Q with B = QR, one column more per step, so that a step costs
+    one product with the bank and never a linear system; the weights solve R c = Qᵀy at the end.
     """
     residual, basis, index, projections = y, [], [], []
     upper = y.new_zeros(*y.shape[:2], k, k)

@@ -49,7 +49,9 @@ class SGFRConfig(Config):
     reading: Literal["patch", "map", "position"] = reconstruction(
         "patch", "a data point: a patch, a whole map, or a map location by location"
     )
-    patch: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = reconstruction(3, "width of the neighbourhood averaged at the reference and finer")
+    patch: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = reconstruction(
+        3, "width of the neighbourhood averaged at the reference and finer"
+    )
     sampler: Literal["subspace", "random", "coreset"] = reconstruction(
         "subspace", "'subspace' is the paper's idea by our rule"
     )
@@ -79,8 +81,8 @@ class SGFR(FeatureDetector):
     name = "sgfr"
     paper = Paper(
         "Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization",
-        "Hotta, Zhang, Hagihara, Akashi", "2309.13904", 2023, "the feature of one patch", "a few stored normal features",
-        "sparse linear combination", "02_sgfr", "hotta2025sgfr",
+        "Hotta, Zhang, Hagihara, Akashi", "2309.13904", 2023, "the feature of one patch",
+        "a few stored normal features", "sparse linear combination", "02_sgfr", "hotta2025sgfr",
     )  # fmt: skip
     config_class = SGFRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
