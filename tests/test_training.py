@@ -340,7 +340,7 @@ def test_the_scaler_s_state_is_in_the_checkpoint(tmp_path) -> None:
     training._save(learner, [1.0], tmp_path / "run.pt", "run")
     again = training.Learner(network(), Schedule(2, 4, 1e-2, decay="onecycle", precision="16-mixed"), CPU, 6)
     training._resume(again, tmp_path / "run.pt", "run", CPU)
-    assert again.scaler.get_scale() == learner.scaler.get_scale() > first
+    assert again.scaler.get_scale() == learner.scaler.get_scale() != first
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(7, 3), (6, 2), (1, 1)])

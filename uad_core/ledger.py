@@ -169,7 +169,7 @@ def read(folder: Path | None = None) -> pd.DataFrame:
     Columns: `file`, the fields of the result but the nested ones, `settings` (the overrides as text), `joint` (one
     model for several categories), `members` (the categories that share it, as text; empty for one each),
     `n_categories` of the run, what it was made with (`config` as a hash, `weights_sha256`, `code_version`, and
-    `data_sha256` of the category; empty where an older result does not say), the seven metrics (NaN for null), the
+    `data_sha256` of the category; empty where an older result does not say), the seven metrics (NaN for null),
     the costs of the run, and `cpu`, `gpu`, `threads` and `torch` where the environment names them.
 
     Raises:
