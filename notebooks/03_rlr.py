@@ -66,6 +66,7 @@ from uad_core import datasets, metrics, plots, scoring, tables
 from uad_core.datasets.joined import joined
 from uad_core.datasets.selection import select
 from uad_core.features import Features
+from uad_core.methods.channels import measure_channels
 from uad_core.methods.rlr import feature_jitter, sine_positions
 from uad_core.methods.windows import window_mask, window_size
 from uad_core.training import Schedule, train
@@ -107,10 +108,10 @@ print(f"{len(classes)} classes, {len(train_set)} normal images in one set:", ", 
 # Let us watch it. A small autoencoder works token by token on the features of stride 8: two linear maps with four times as many numbers between them as the feature has. Nothing is squeezed.
 
 # %%
-level = Features(features.levels[:1], features.key)  # stride 8 only
+level = features.only([0])  # stride 8 only
 channels, grid = level.levels[0].shape[1], detector.nets[0].grid
 if detector.config.standardise:
-    detector.scales[0].measure(level.levels[0], detector.config.floor)
+    measure_channels(detector.scales[:1], level, detector.config.floor)
 
 
 def tokens(f):
@@ -701,7 +702,7 @@ print("pixel AUROC of the joint model on bottle is at least .97:", bottle["pixel
 # %%
 def ablation(model):
     """Mean metrics over classes, and the copied share, of a variant."""
-    of_level = {name: Features(part.levels[:1], part.key) for name, part in test_features.items()}
+    of_level = {name: part.only([0]) for name, part in test_features.items()}
     predictions = {name: model.predict(part, progress=False) for name, part in of_level.items()}
     return evaluate(predictions).mean().to_dict() | {"copied share": copied_share(model.nets[0])}
 
