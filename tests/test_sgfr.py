@@ -207,7 +207,7 @@ def test_more_atoms_in_a_combination_leave_less() -> None:
 # --- the map -------------------------------------------------------------------------------------------------------
 
 
-def test_a_sum_of_logarithms_weighs_the_deepest_level() -> None:
+def test_a_sum_of_logarithms_weighs_the_reference_most() -> None:
     a, b = torch.rand(2, 8, 8), torch.rand(2, 4, 4)
     found = sgfr(sigma=0.0, map_stride=8).fuse({"s_1": a, "s_2": b})
     torch.testing.assert_close(found, a.log1p() + 0.5 * scoring.upsample(b, (8, 8)).log1p())

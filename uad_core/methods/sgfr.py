@@ -71,7 +71,7 @@ class SGFRConfig(Config):
     fusion: Literal["log", "product", "sum"] = reconstruction(
         "log", "sum over levels of log(1 + s_l), or their geometric or arithmetic mean"
     )
-    deepest: Size = reconstruction(0.5, "weight of the deepest level in the sum of logarithms, of the others 1")
+    others: Size = reconstruction(0.5, "weight in the sum of logarithms of all levels but the reference, whose is 1")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
 
 
@@ -177,7 +177,8 @@ class SGFR(FeatureDetector):
         grid = maps[0].shape[-2:]
         stack = torch.stack([scoring.upsample(s, grid) for s in maps])  # (L, N, h, w)
         if self.config.fusion == "log":
-            weights = stack.new_tensor([*(1.0 for _ in maps[1:]), self.config.deepest]).view(-1, 1, 1, 1)
+            weights = torch.full_like(stack[:, :1, :1, :1], self.config.others)
+            weights[self.reference] = 1.0
             fused = (stack.log1p() * weights).sum(0)
         else:
             fused = stack.mean(0) if self.config.fusion == "sum" else stack.prod(0) ** (1 / len(maps))
