@@ -256,8 +256,8 @@ def as_images(images: ImageSet | Tensor | np.ndarray, image_size: tuple[int, int
         images = torch.from_numpy(images.astype(np.uint8 if images.dtype == np.uint8 else np.float32))
     if not isinstance(images, Tensor) or images.is_complex():
         what = type(images).__name__ + (f" ({images.dtype})" if hasattr(images, "dtype") else "")
-        wanted = "(N, 3, H, W) of uint8 or of floats in [0, 1]"
-        raise UserError(f"images of type {what}: give a tensor or an array {wanted}")
+        remedy = "give a tensor or an array (N, 3, H, W) of uint8 or of floats in [0, 1]"
+        raise UserError(f"images of type {what}: {remedy}")
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserError(f"images of shape {tuple(images.shape)}: give (N, 3, H, W); a single image as image[None]")
     if images.dtype != torch.uint8:
