@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from uad_core import datasets
-from uad_core.datasets import DataWarning
+from uad_core.datasets import DataWarning, folder
 from uad_core.datasets.images import FileSource
 from uad_core.errors import UserError
 
@@ -383,12 +383,17 @@ def test_files_are_hashed_only_where_size_and_middle_agree_and_once(sound: Path,
     hashed = []
     content = FileSource.content
     monkeypatch.setattr(FileSource, "content", lambda s, i: hashed.append(s.image_names[i]) or content(s, i))
+    looked = []
+    probe = folder._probe
+    monkeypatch.setattr(folder, "_probe", lambda s, i: looked.append(s.paths[i]) or probe(s, i))
     for i in range(3):  # equal in size alone
         save(sound / f"train/good/{i}.bmp", picture(30 + i))
+    save(sound / "train/good/large.bmp", np.tile(picture(30), (2, 1, 1)))
     load(sound)
-    assert hashed == []
+    assert hashed == [] and {f"train/good/{i}.bmp" for i in range(3)} <= set(looked)
+    assert "train/good/large.bmp" not in looked
     shutil.copy(sound / "train/good/0.bmp", sound / "train/good/copy.bmp")
-    with pytest.warns(DataWarning, match="1 training images are copies of others, 6 are distinct"):
+    with pytest.warns(DataWarning, match="1 training images are copies of others, 7 are distinct"):
         found = load(sound)
     assert sorted(hashed) == ["train/good/0.bmp", "train/good/copy.bmp"]
     assert found.train.sha256 and found.train.subset([1, 0]).sha256 and found.test.sha256
