@@ -80,6 +80,7 @@ def retrieve(archive: Archive, store: Path, by_hand: str, progress: bool = True)
             except Unavailable as reason:
                 reasons.append(f"{url}: {reason}")
                 continue
+            # Pooch's file is whole, on the same disk and under no final name yet: `replacing` would copy it once more.
             os.replace(path, store / archive.file)
             part.unlink()
             return store / archive.file  # verified: nothing else ever gets this name
@@ -154,6 +155,11 @@ def _quiet() -> Iterator[None]:
 
 class Resume:
     """A downloader for pooch that goes on with a `.part` file by HTTP ranges.
+
+    Pooch's `HTTPDownloader` asks once for the whole file and writes every body of status 200 or 206 from the start,
+    without a look at Content-Range, Content-Type or the length, as far as it goes; it undoes a transfer encoding, and
+    the file it writes to is deleted after an error. Pooch's own `retry_if_failed` repeats that from the first byte, a
+    fixed number of times. Retries of urllib3 end where a body begins, so a cut would still need the loop below.
 
     An archive without a published hash starts anew each time: nothing could tell whether old and new bytes belong
     together.
