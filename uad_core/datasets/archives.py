@@ -206,7 +206,7 @@ def _write(member: _Member, inside: Path) -> None:
 
 
 def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
-    """Copy `size` bytes: never more, and less is an error. `shutil.copyfileobj` copies all there is, or less."""
+    """Copy `size` bytes: never more, and less is an error; `shutil.copyfileobj` takes whatever there is."""
     left = size
     while left and (chunk := source.read(min(CHUNK, left))):
         left -= len(chunk)
@@ -216,7 +216,7 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Return the parts of a relative name, or raise `_Refused`: for tar and zip alike, which has no filter."""
+    """Return the parts of a relative name, or raise `_Refused`: for tar and for zip, which has no filter."""
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         raise _Refused("has an absolute path")
     if "\\" in name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
@@ -267,11 +267,11 @@ def _tar_members(archive: Path, magic: bytes, most: int) -> Iterator[_Member]:
 
 
 def _tar_refusal(info: tarfile.TarInfo) -> str | None:
-    # Devices, pipes and unknown types are all that tarfile's filter refuses just as this does, in one condition.
     if info.issym() or info.islnk():
         return f"is a link to {info.linkname[:100]!r}"
     if info.isdir():
         return None
+    # Of all that is refused here, tarfile's filter does the same only for this condition, and lets sparse files pass.
     if not info.isreg() or info.issparse():
         return "is a device, a pipe or another special file"
     return _mode_refusal(info.mode, is_dir=False)

@@ -156,10 +156,10 @@ def _quiet() -> Iterator[None]:
 class Resume:
     """A downloader for pooch that goes on with a `.part` file by HTTP ranges.
 
-    Pooch's `HTTPDownloader` asks once for the whole file and writes every body of status 200 or 206 from the start,
-    without a look at Content-Range, Content-Type or the length, as far as it goes; it undoes a transfer encoding, and
-    the file it writes to is deleted after an error. Pooch's own `retry_if_failed` repeats that from the first byte, a
-    fixed number of times. Retries of urllib3 end where a body begins, so a cut would still need the loop below.
+    Pooch's `HTTPDownloader` asks once for the whole file and writes every body that is no HTTP error from byte 0 on,
+    without a look at Content-Range, Content-Type or the published size; it decodes what is labelled as compressed, and
+    the file it writes to is deleted after an error. `retry_if_failed`, which `pooch.retrieve` lacks, begins again at
+    the first byte. Retries of urllib3 end where a body begins, so a cut would still need the loop below.
 
     An archive without a published hash starts anew each time: nothing could tell whether old and new bytes belong
     together.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,16 +136,17 @@ def write(folder: str | os.PathLike, *, image_size: int | tuple[int, int] = 256,
     size = check_size(as_size(image_size))
     if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"--out {folder}: something is there already; name a new or an empty folder")
-    try:
-        with new_folder(folder) as work:
-            for name in names:
-                found = load(name, image_size=size, seed=seed)
-                for split in (found.train, found.test):
-                    _save(split, work / name)
-            if folder.is_dir():
-                folder.rmdir()  # it fails, and nothing is replaced, if something was put there meanwhile
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made there") from error
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(new_folder(folder))
+        except OSError as error:
+            raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made there") from error
+        for name in names:
+            found = load(name, image_size=size, seed=seed)
+            for split in (found.train, found.test):
+                _save(split, work / name)
+        if folder.is_dir():
+            folder.rmdir()  # it fails, and nothing is replaced, if something was put there meanwhile
     return folder
 
 
