@@ -80,7 +80,7 @@ def retrieve(archive: Archive, store: Path, by_hand: str, progress: bool = True)
             except Unavailable as reason:
                 reasons.append(f"{url}: {reason}")
                 continue
-            # Pooch's file is whole, on the same disk and under no final name yet: `replacing` would copy it once more.
+            # Pooch has written this file beside and checked it: `replacing` would only do the same rename.
             os.replace(path, store / archive.file)
             part.unlink()
             return store / archive.file  # verified: nothing else ever gets this name
