@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from uad_core import datasets
 from uad_core.errors import UserError
+from uad_core.files import new_folder
 from uad_core.methods import PROFILES
 from uad_core.notebooks import run_notebook, write_notebook
 
@@ -76,17 +77,15 @@ def _source_tree() -> Path:
 
 
 def _copy(home: Path, source: Path) -> Path:
-    if source.exists():
-        if not (source / "_toc.yml").is_file():
-            raise UserError(f"{source} holds something else than a book: choose another --out")
-        shutil.rmtree(source)
-    source.mkdir(parents=True)
-    for name in PARTS:
-        path = home / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif path.is_file():
-            shutil.copy2(path, source / name)
+    if source.exists() and not (source / "_toc.yml").is_file():
+        raise UserError(f"{source} holds something else than a book: choose another --out")
+    with new_folder(source) as work:
+        for name in PARTS:
+            path = home / name
+            if path.is_dir():
+                shutil.copytree(path, work / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif path.is_file():
+                shutil.copy2(path, work / name)
     return source
 
 

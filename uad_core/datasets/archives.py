@@ -3,6 +3,12 @@
 Members are written by this module, never by `tarfile` or `zipfile`: only ordinary files and folders, under relative
 names, with the permissions of new files (publishers ship read-only ones), into a temporary folder beside the target.
 The caller renames what it wants out of there; whatever happens, the temporary folder is removed.
+
+Neither tarfile's `data` filter nor pooch's `Untar` and `Unzip` replace this. The filter is for tar alone and sees one
+header at a time, so it limits neither number nor size of the members, nor what the decompressor makes of headers. It
+lets through what is refused here: links within the folder, sparse files, a second member of the same name (which
+overwrites the first), `a/../b`; it makes a name with a leading slash relative, and drops setuid without a word. Pooch
+extracts all that is there without limits, and below Python 3.12 without the filter.
 """
 
 from __future__ import annotations
@@ -97,20 +103,21 @@ def unpacked(archive: Path, target: Path, limits: Limits | None = None, progress
     """
     limits = limits or Limits()
     target.parent.mkdir(parents=True, exist_ok=True)
-    outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".unpacking", dir=target.parent))
-    try:
+    # Not `new_folder`: what becomes of the content is several folders, or one deep in it, and a name that is known to
+    # end in .unpacking lets the next process clear what a killed one left.
+    name = {"prefix": f".{target.name}.", "suffix": ".unpacking", "dir": target.parent}
+    with tempfile.TemporaryDirectory(**name, ignore_cleanup_errors=True) as outer:
         # A folder in the temporary one, because that one is closed to other users and the result need not be.
-        inside = outer / "content"
+        inside = Path(outer) / "content"
         inside.mkdir()
         with disk_room(target.parent, archive.stat().st_size):
             _unpack(archive, inside, limits, progress)
         yield inside
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
 
 
 def move_into_place(folder: Path, target: Path) -> None:
     """Rename `folder` to `target`, which must not exist or be empty. Raises `UserError` otherwise."""
+    # Not `new_folder`: that one replaces what is there, which here may be a person's own data.
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target}: the folder is in the way; move it elsewhere or delete it, then try again")
     if target.is_dir() and not target.is_symlink():
@@ -199,7 +206,7 @@ def _write(member: _Member, inside: Path) -> None:
 
 
 def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
-    """Copy `size` bytes: never more, and less is an error."""
+    """Copy `size` bytes: never more, and less is an error; `shutil.copyfileobj` takes whatever there is."""
     left = size
     while left and (chunk := source.read(min(CHUNK, left))):
         left -= len(chunk)
@@ -209,7 +216,7 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Return the parts of a relative name, or raise `_Refused`."""
+    """Return the parts of a relative name, or raise `_Refused`: for tar and for zip, which has no filter."""
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         raise _Refused("has an absolute path")
     if "\\" in name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
@@ -243,7 +250,8 @@ def _zip_refusal(info: zipfile.ZipInfo, is_dir: bool) -> str | None:
 
 def _tar_members(archive: Path, magic: bytes, most: int) -> Iterator[_Member]:
     opener = next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), partial(open, mode="rb"))
-    # "r|" only ever reads on: headers with lengths below zero cannot send it back and forth for ever.
+    # "r|" only ever reads on: headers with lengths below zero cannot send it back and forth for ever. Not "r|*", which
+    # decompresses by itself: out of reach of `_Bounded`, and without a look at the sum at the end of a gzip file.
     with opener(archive) as plain, tarfile.open(fileobj=_Bounded(plain, most), mode="r|") as tar:
         for info in tar:
             yield _Member(info.name, info.isdir(), info.size, _tar_refusal(info), partial(tar.extractfile, info))
@@ -263,6 +271,7 @@ def _tar_refusal(info: tarfile.TarInfo) -> str | None:
         return f"is a link to {info.linkname[:100]!r}"
     if info.isdir():
         return None
+    # Of all that is refused here, tarfile's filter does the same only for this condition, and lets sparse files pass.
     if not info.isreg() or info.issparse():
         return "is a device, a pipe or another special file"
     return _mode_refusal(info.mode, is_dir=False)

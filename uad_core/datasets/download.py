@@ -110,14 +110,12 @@ def _alone(store: Path) -> Iterator[None]:
     store.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         log.warning("another process fetches into %s: waiting for it", store)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _bring(

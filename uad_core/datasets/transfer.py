@@ -80,6 +80,7 @@ def retrieve(archive: Archive, store: Path, by_hand: str, progress: bool = True)
             except Unavailable as reason:
                 reasons.append(f"{url}: {reason}")
                 continue
+            # Pooch has written this file beside and checked it: `replacing` would only do the same rename.
             os.replace(path, store / archive.file)
             part.unlink()
             return store / archive.file  # verified: nothing else ever gets this name
@@ -154,6 +155,11 @@ def _quiet() -> Iterator[None]:
 
 class Resume:
     """A downloader for pooch that goes on with a `.part` file by HTTP ranges.
+
+    Pooch's `HTTPDownloader` asks once for the whole file and writes every body that is no HTTP error from byte 0 on,
+    without a look at Content-Range, Content-Type or the published size; it decodes what is labelled as compressed, and
+    the file it writes to is deleted after an error. `retry_if_failed`, which `pooch.retrieve` lacks, begins again at
+    the first byte. Retries of urllib3 end where a body begins, so a cut would still need the loop below.
 
     An archive without a published hash starts anew each time: nothing could tell whether old and new bytes belong
     together.

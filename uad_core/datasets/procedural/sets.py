@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 from uad_core.datasets.base import Category, ImageSet, Source, as_size
 from uad_core.datasets.procedural.scenes import CATEGORIES, DEFECTS, check_category, check_size, draw
 from uad_core.errors import UserError
+from uad_core.files import new_folder
 
 __all__ = ["load", "write"]
 
@@ -136,21 +136,17 @@ def write(folder: str | os.PathLike, *, image_size: int | tuple[int, int] = 256,
     size = check_size(as_size(image_size))
     if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"--out {folder}: something is there already; name a new or an empty folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made there") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(new_folder(folder))
+        except OSError as error:
+            raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made there") from error
         for name in names:
             found = load(name, image_size=size, seed=seed)
             for split in (found.train, found.test):
-                _save(split, aside / "whole" / name)
+                _save(split, work / name)
         if folder.is_dir():
-            folder.rmdir()
-        os.replace(aside / "whole", folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            folder.rmdir()  # it fails, and nothing is replaced, if something was put there meanwhile
     return folder
 
 
