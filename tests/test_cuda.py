@@ -56,7 +56,8 @@ def test_a_method_fits_predicts_and_is_loaded_on_the_cpu(tmp_path, name: str) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_learns_there_what_it_learns_on_the_cpu(name: str) -> None:
     single = {} if name in ("sgfr", "knn") else {"precision": "32-true"}
-    here, there = (create(name, device, **single).fit(image_set(weave(16)), progress=False) for device in ("cpu", "cuda"))
+    both = [create(name, device, **single) for device in ("cpu", "cuda")]
+    here, there = (model.fit(image_set(weave(16)), progress=False) for model in both)
     bad = image_set(damage(weave(3, seed=9))[0])
     maps = [model.predict(bad, progress=False)[0] for model in (here, there)]
     # Training multiplies rounding: the maps agree in what they say, not in their last digits.

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uad_core import datasets
 from uad_core.errors import UserError
 
 sys.path.append(str(Path(__file__).parent))
@@ -95,7 +96,6 @@ OR_ELSE = (
     "(black if nothing is marked), move the image to test/good if it is good, or remove ground_truth to skip pixel "
     "metrics"
 )
-PUT = "put PNG, JPEG, BMP or TIFF images there"
 REFUSED = [
     Refused("zero bytes", lambda d: (d / CRACK).write_bytes(b""), f"DIR/{CRACK} is empty (0 bytes): {GONE}"),
     Refused(
@@ -146,19 +146,27 @@ REFUSED = [
         f"DIR/{CRACK}: images and masks (000_mask.png) do not pair up: keep one mask for each image"),
     Refused(
         "mask outside its folder", _flat_mask,
-        "DIR/ground_truth/000.png lies directly in ground_truth: move it into ground_truth/good or /DEFECT"),
+        "DIR/ground_truth/000.png lies directly in ground_truth: put it into part/ground_truth/DEFECT"),
     Refused(
         "image outside its folder", lambda d: save(d / "test/a.png", picture(1)),
-        "DIR/test/a.png lies directly in test: move it into test/good or /DEFECT"),
-    Refused("empty category", _empty, "DIR has no folder train: put normal images into train/good"),
+        "DIR/test/a.png lies directly in test: put it into part/test/good or part/test/DEFECT"),
+    Refused("empty category", _empty, "DIR has no folder train: put normal images into part/train/good"),
+    Refused(
+        "images flat in the category", lambda d: [_empty(d), save(d / "a.png", picture(1))],
+        "DIR/a.png lies directly in part: put normal images into part/train/good"),
+    Refused(
+        "images flat in train", lambda d: [_empty(d), save(d / "train/a.png", picture(1))],
+        "DIR/train/a.png lies directly in train: put it into part/train/good"),
     Refused(
         "empty train folder", lambda d: remove(d, "train/good/*"),
         "DIR/train: no image in train/good: put normal PNG, JPEG, BMP or TIFF images there"),
     Refused(
         "defects to learn from", lambda d: save(d / "train/crack/0.png", picture(1)),
-        "DIR/train/crack: all training images are normal: move this folder into test"),
-    Refused("empty test folder", lambda d: remove(d, "test/*/*"),
-            f"DIR/test: no image in test/good or test/DEFECT: {PUT}"),
+        "DIR/train/crack: all training images are normal: move its images into train/good if they are normal, else "
+        "into test/crack"),
+    Refused(
+        "masks beside an empty test folder", lambda d: remove(d, "test/*/*"),
+        "DIR/ground_truth/crack holds masks without images: remove it or fill test/crack"),
     Refused(
         "folder named .png", lambda d: (d / "test/good/x.png").mkdir(),
         "DIR/test/good/x.png is a folder where images are expected: move its images up or remove it"),
@@ -196,12 +204,14 @@ REFUSED = [
     Refused("flipped bytes in a png", _flip, f"DIR/{CRACK} cannot be decoded (*): {GONE}", "read"),
     Refused(
         "floats", lambda d: save(rewrite(d / "train/good/000.png", ".tif"), picture(1, 1).astype(np.float32)),
-        "DIR/train/good/000.tif holds 32-bit values, whose white is undefined: if white is 1.0, save it with 8 bits by "
-        "`Image.fromarray((numpy.asarray(Image.open(OLD)) * 255).astype('uint8')).save(NEW)`", "read"),
+        "DIR/train/good/000.tif holds 32-bit floats, whose white is undefined: if white is 1.0, save it with 8 bits by "
+        "`a = numpy.asarray(Image.open(OLD)); b = (numpy.clip(a, 0, 1) * 255).round().astype('uint8'); "
+        "Image.fromarray(b).save(NEW)`", "read"),
     Refused(
         "32-bit integers", lambda d: save(rewrite(d / "train/good/000.png", ".tif"), picture(1, 1).astype(np.int32)),
-        "DIR/train/good/000.tif holds 32-bit values, whose white is undefined: if white is 1.0, save it with 8 bits by "
-        "`Image.fromarray((numpy.asarray(Image.open(OLD)) * 255).astype('uint8')).save(NEW)`", "read"),
+        "DIR/train/good/000.tif holds 32-bit integers, whose white is undefined: if white is MAX, such as 4095 of 12 "
+        "bits, save it with 8 bits by `a = numpy.asarray(Image.open(OLD)); b = (numpy.clip(a / MAX, 0, 1) * 255)"
+        ".round().astype('uint8'); Image.fromarray(b).save(NEW)`", "read"),
     Refused(
         "mask of class numbers", lambda d: save(d / MASK, blob() // 85),
         f"DIR/{MASK}: no value above 127 in this mask (largest 3), as in a map of class numbers: write 255 where the "
@@ -221,6 +231,17 @@ def test_refused_with_one_line_that_names_the_file_and_without_a_trace(sound: Pa
     pattern = re.escape(case.message.replace("DIR", str(sound))).replace(r"\(\*\)", r"\([^\n]+\)")
     assert re.fullmatch(pattern, str(error.value))
     assert tree(sound) == before
+
+
+@pytest.mark.parametrize(("values", "white"), [([-1, 0, 0.999, 1.2], 1), ([0, 5, 4091, 9999], 4095)])
+def test_the_remedy_for_values_without_a_white_mends_the_file(tmp_path: Path, values: list, white: int) -> None:
+    old, new = tmp_path / "old.tif", tmp_path / "new.png"
+    save(old, np.array([values], np.float32 if white == 1 else np.int32))
+    with pytest.raises(UserError) as error:
+        datasets.read_image(old)
+    (remedy,) = re.findall("`(.+)`", str(error.value))
+    exec(remedy, {"numpy": np, "Image": Image, "OLD": old, "NEW": new, "MAX": white})
+    assert datasets.read_image(new).tolist() == [[0, 0, 255, 255]]
 
 
 @pytest.mark.parametrize("call", ["load", "read", "hash"])

@@ -16,7 +16,7 @@ from uad_core.datasets.splits import fixed_split
 
 sys.path.append(str(Path(__file__).parent))
 
-from miniatures import make_mvtec, message, miniature  # noqa: E402
+from miniatures import draw, make_mvtec, message, miniature  # noqa: E402
 
 
 def test_the_fixed_split_is_what_its_rule_says() -> None:
@@ -112,8 +112,20 @@ def test_a_folder_may_hold_categories_or_be_one(tmp_path: Path) -> None:
         assert (alone.test.sha256, alone.category) == (held.test.sha256, "alpha")
     assert (held.dataset, held.protocol, held.train.split, held.test.split) == ("set", "inspection", "train", "test")
     said = message(lambda: datasets.categories(str(tmp_path / "set/notes")))
-    assert said.startswith(f"{tmp_path / 'set/notes'}: no folder in it has train/good and test: ")
+    remedy = "put normal images into NAME/train/good, or see `uad list` for named data sets"
+    assert said == f"{tmp_path / 'set/notes'}: no folder in it has train/good: {remedy}"
     assert message(lambda: datasets.load(str(tmp_path / "set/notes"), "x")) == said
+
+
+def test_images_without_folders_are_sent_where_they_belong(tmp_path: Path) -> None:
+    draw(tmp_path / "part/7.png")
+    expected = f"{tmp_path / 'part/7.png'} lies directly in part: put normal images into part/train/good"
+    for call in (datasets.categories, lambda path: datasets.load(path, "all")):
+        assert message(lambda call=call: call(str(tmp_path / "part"))) == expected
+    (tmp_path / "part/train").mkdir()
+    (tmp_path / "part/7.png").rename(tmp_path / "part/train/7.png")
+    expected = f"{tmp_path / 'part/train/7.png'} lies directly in train: put it into part/train/good"
+    assert message(lambda: datasets.load(str(tmp_path / "part"), "all")) == expected
 
 
 def test_the_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path: Path, monkeypatch) -> None:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uad_core.datasets import ArraySource, ImageSet
+from uad_core.datasets import ArraySource, ImageSet, as_images, load
 from uad_core.datasets.base import as_size, resize_image, resize_mask
 from uad_core.errors import UserError
 
 sys.path.append(str(Path(__file__).parent))
 
-from miniatures import noise  # noqa: E402
+from miniatures import make_mvtec, noise  # noqa: E402
 
 
 def array_set(labels=(0, 0, 1, 1), masks: bool = True, **changes) -> ImageSet:
@@ -71,6 +71,12 @@ def test_normal_images_have_empty_masks_and_sets_without_masks_have_none() -> No
     for call in (bare.masks, lambda: bare.mask(0)):
         with pytest.raises(UserError, match="d/c has no masks"):
             call()
+
+
+def test_no_images_have_no_masks_to_miss() -> None:
+    nothing = array_set(masks=False).subset([])
+    assert nothing.masks().shape == (0, 8, 12) and nothing.masks((5, 6)).shape == (0, 5, 6)
+    assert nothing.masks().dtype == bool
 
 
 def test_the_hash_sees_names_images_and_masks_but_no_labels() -> None:
@@ -131,3 +137,75 @@ def test_impossible_sizes_are_refused(size) -> None:
     with pytest.raises(UserError, match=re.escape(f"--image-size {size}: give a whole number from 1 to 4096")):
         as_size(size)
     assert as_size(np.int64(3)) == (3, 3) and as_size([4, 5]) == (4, 5)
+
+
+# --- images that come as a tensor or an array ---------------------------------------------------------------------
+
+
+KINDS = [np.uint8, np.float16, np.float32, np.float64]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"), [*((torch.from_numpy, kind) for kind in KINDS), *((np.asarray, kind) for kind in (*KINDS, ">f4"))]
+)
+def test_tensors_and_arrays_become_sets_of_the_same_bytes(wrap, kind) -> None:
+    pixels = noise(0, 4, 3, 20, 30)
+    given = (pixels if kind is np.uint8 else pixels / 255).astype(kind)
+    before = given.copy()
+    found = as_images(wrap(given))
+    assert found.image_size == (20, 30) and len(found) == 4 and not found.has_masks and not found.labels.any()
+    assert np.array_equal(found.pixels(), pixels) and np.array_equal(given, before)
+    assert found.sha256 == as_images(torch.from_numpy(pixels)).sha256
+    assert as_images(found) is found
+
+
+def test_arrays_may_be_views_that_cannot_be_written() -> None:
+    view = noise(0, 4, 20, 30, 3)[::-1].transpose(0, 3, 1, 2)
+    view.setflags(write=False)
+    assert np.array_equal(as_images(view).pixels([0]), view[:1])
+
+
+def test_tensors_are_resized_as_files_are() -> None:
+    pixels = noise(0, 2, 20, 30, 3)
+    found = as_images(pixels.transpose(0, 3, 1, 2), (8, 12))
+    assert found.original_sizes == [(20, 30)] * 2
+    assert torch.equal(found.images(), torch.stack([resize_image(image, (8, 12)) for image in pixels]))
+
+
+@pytest.mark.parametrize("wrap", [torch.from_numpy, np.asarray], ids=["tensor", "array"])
+def test_other_images_are_refused(wrap) -> None:
+    def said(given) -> str:
+        with pytest.raises(UserError) as error:
+            as_images(given)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    fine = np.full((2, 3, 4, 5), 0.5, np.float32)
+    assert len(as_images(wrap(fine))) == 2
+    for shape in ((3, 4, 5), (2, 4, 5, 3), (2, 1, 4, 5)):
+        expected = f"images of shape {shape}: give (N, 3, H, W); a single image as image[None]"
+        assert said(wrap(np.zeros(shape, np.float32))) == expected
+    for value in (-0.01, 1.01, np.nan, np.inf, 255):
+        wrong = fine.copy()
+        wrong[1, 2, 3, 4] = value
+        assert said(wrap(wrong)) == "images have values outside [0, 1], or NaN: divide pixels of 8 bits by 255"
+    remedy = "give a tensor or an array (N, 3, H, W) of uint8 or of floats in [0, 1]"
+    assert said(wrap(fine.astype(complex))).endswith(f"complex128): {remedy}")
+    assert said([wrap(image) for image in fine]) == f"images of type list: {remedy}"
+    assert said(np.full((2, 3, 4, 5), "a")) == f"images of type ndarray (<U1): {remedy}"
+    assert said(None) == f"images of type NoneType: {remedy}"
+
+
+@pytest.mark.parametrize("wrap", [torch.from_numpy, np.asarray], ids=["tensor", "array"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_no_images_are_a_set_too(wrap, kind) -> None:
+    nothing = as_images(wrap(np.zeros((0, 3, 4, 5), kind)))
+    assert len(nothing) == 0 and nothing.images().shape == (0, 3, 4, 5) and nothing.masks().shape == (0, 4, 5)
+
+
+def test_images_are_their_pixels_divided_to_the_bit(tmp_path: Path) -> None:
+    make_mvtec(tmp_path / "part")
+    files = load(str(tmp_path), "part", image_size=(5, 6)).test
+    for images in (files, array_set(), as_images(noise(0, 2, 3, 20, 30)), as_images(torch.rand(2, 3, 20, 30))):
+        expected = torch.from_numpy(images.pixels().astype(np.float32) / np.float32(255))
+        assert torch.equal(images.images(), expected) and torch.equal(images[1], expected[1])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import damage, image_set, weave
 
+from uad_core.datasets import ArraySource
 from uad_core.datasets.joined import joined
 
 
@@ -39,6 +40,28 @@ def test_a_joined_set_depends_on_its_images_and_their_order_alone() -> None:
     assert one.sha256 == other.sha256 and one.paths == other.paths
     assert repr(one) == repr(other) and "weave" not in repr(one)
     assert joined(pair()).sha256 != joined(pair()[::-1]).sha256
+
+
+class Counting(ArraySource):
+    """Arrays that remember whose content was asked for."""
+
+    def __init__(self, images) -> None:
+        super().__init__(images)
+        self.asked: list[int] = []
+
+    def content(self, i: int) -> tuple[bytes, bytes]:
+        self.asked.append(int(i))
+        return super().content(i)
+
+
+def test_joined_sets_and_subsets_hash_no_image_again() -> None:
+    source = Counting(weave(4))
+    images = image_set(weave(4), source=source)
+    first = images.subset([2, 0])
+    assert first.sha256 and source.asked == [2, 0]
+    whole = joined([images.subset([0, 1]), first])
+    assert whole.sha256 and joined([whole, images.subset([2])]).sha256 and source.asked == [2, 0, 1]
+    assert images.sha256 == image_set(weave(4)).sha256 and source.asked == [2, 0, 1, 3]
 
 
 def test_one_set_stays_itself_and_other_sizes_are_refused() -> None:

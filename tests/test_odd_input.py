@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from uad_core import datasets
-from uad_core.datasets import DataWarning
+from uad_core.datasets import DataWarning, folder
+from uad_core.datasets.images import FileSource
 from uad_core.errors import UserError
 
 sys.path.append(str(Path(__file__).parent))
@@ -365,6 +366,38 @@ def test_without_a_folder_test_there_is_an_empty_test_set(sound: Path) -> None:
         found = load(sound)
     assert len(found.test) == 0 and len(found.train) > 0 and not found.test.has_masks
     assert found.test.images().shape[0] == 0 and found.test.sha256 and found.test.labels.tolist() == []
+
+
+@pytest.mark.parametrize("kept", ["test/good", "test", "test/crack"])
+def test_empty_folders_of_test_images_are_an_empty_test_set(sound: Path, kept: str) -> None:
+    shutil.rmtree(sound / "test")
+    shutil.rmtree(sound / "ground_truth")
+    (sound / kept).mkdir(parents=True)
+    with pytest.warns(DataWarning, match="^data/part: no normal and no defective test images, so no metric"):
+        found = load(sound)
+    assert (len(found.train), len(found.test), found.test.has_masks) == (3, 0, False)
+    assert found.test.masks().shape == (0, HEIGHT, WIDTH) and found.test.masks().dtype == bool
+
+
+def test_files_are_hashed_only_where_size_and_middle_agree_and_once(sound: Path, monkeypatch) -> None:
+    hashed = []
+    content = FileSource.content
+    monkeypatch.setattr(FileSource, "content", lambda s, i: hashed.append(s.image_names[i]) or content(s, i))
+    looked = []
+    probe = folder._probe
+    monkeypatch.setattr(folder, "_probe", lambda s, i: looked.append(s.paths[i]) or probe(s, i))
+    for i in range(3):  # equal in size alone
+        save(sound / f"train/good/{i}.bmp", picture(30 + i))
+    save(sound / "train/good/large.bmp", np.tile(picture(30), (2, 1, 1)))
+    load(sound)
+    assert hashed == [] and {f"train/good/{i}.bmp" for i in range(3)} <= set(looked)
+    assert "train/good/large.bmp" not in looked
+    shutil.copy(sound / "train/good/0.bmp", sound / "train/good/copy.bmp")
+    with pytest.warns(DataWarning, match="1 training images are copies of others, 7 are distinct"):
+        found = load(sound)
+    assert sorted(hashed) == ["train/good/0.bmp", "train/good/copy.bmp"]
+    assert found.train.sha256 and found.train.subset([1, 0]).sha256 and found.test.sha256
+    assert sorted(hashed) == sorted(found.train.paths + found.test.paths)
 
 
 def test_copies_among_training_images_are_counted(sound: Path) -> None:

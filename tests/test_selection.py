@@ -14,9 +14,10 @@ from uad_core.errors import UserError
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Two folders of data, with a category called beta in both, and one whose name has a comma."""
+    """Two folders of data, with a category called beta in both, and odd ones: commas in a name, or in a category's."""
     folder = tmp_path_factory.mktemp("data")
-    for name in ("one/alpha", "one/beta", "two/beta", "two/gamma", "x,y/alpha", "deep/one/alpha"):
+    plain = ("one/alpha", "one/beta", "two/beta", "two/gamma", "deep/one/alpha")
+    for name in (*plain, "x,y/alpha", "odd/a", "odd/a,b = c", "odd/x"):
         write_category(folder / name, train=1)
     return folder
 
@@ -39,6 +40,20 @@ def test_categories_are_named_once_and_known(place) -> None:
     for odd in ("", ",", "alpha,alpha", "alpha,one/alpha"):
         assert said(one, odd).startswith(f"--category {odd!r} names no category or one twice")
     assert said(one, "alpha,gamma") == f"no category of {one} is called 'gamma': choose among alpha, beta"
+
+
+def test_a_category_whose_name_has_commas_is_found_among_others(place) -> None:
+    odd = place / "odd"
+    assert names(odd, "a,b = c") == ["a,b = c"] and names(odd, "a,b = c,x") == ["a,b = c", "x"]
+    assert names(odd, "x, a,b = c") == ["x", "a,b = c"] and names(odd, "x,odd/a,b = c,a") == ["x", "a,b = c", "a"]
+    assert names(odd, "all") == ["a", "a,b = c", "x"]
+    assert select(f"{odd},", "x") == select(str(odd), "x")
+    assert said(odd, "a,b = d,x") == f"no category of {odd} is called 'b = d': choose among a, a,b = c, x"
+    assert said(odd, "x,a,b = c,a,b = c").endswith("names no category or one twice: write such as a,a,b = c")
+    assert said(odd, "," * 5000).endswith("names no category or one twice: write such as a,a,b = c")
+    both = f"{odd},{place / 'one'}"
+    assert [member.qualified for member in select(both, "odd/a,b = c")] == ["odd/a,b = c"]
+    assert names(both, "alpha,a,b = c,odd/x") == ["one/alpha", "odd/a,b = c", "odd/x"]
 
 
 def test_categories_of_several_data_sets_are_qualified(place) -> None:

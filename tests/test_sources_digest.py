@@ -82,3 +82,13 @@ def test_a_method_s_version_depends_on_its_module_and_not_on_another_method_s() 
     assert not names & {"rlr.py", "sgfr.py", "cli.py", "tables.py", "ledger.py", "residuals.py"}
     versions = {code_version(f"uad_core.methods.{name}") for name in ("hfr", "rlr", "sgfr")}
     assert len(versions) == 3 and all(version.startswith("0.1.0+") for version in versions)
+
+
+def test_what_only_fetches_data_is_no_part_of_a_version(package) -> None:
+    (package / "datasets").mkdir()
+    (package / "datasets/download.py").write_text("a = 1\n")
+    (package / "left.py").write_text("from uad_core.datasets import download\n")
+    before = sources.digest.__wrapped__("uad_core.left")
+    (package / "datasets/download.py").write_text("a = 2\n")
+    assert sources.digest.__wrapped__("uad_core.left") == before
+    assert (package / "datasets/download.py") in closure(["uad_core.left"], package)

@@ -320,7 +320,7 @@ def test_half_precision_trains_too() -> None:
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-def test_half_precision_resumes_with_its_scaler_clipped_or_not(tmp_path, every_epoch, precision: str, clip: float) -> None:
+def test_half_precision_resumes_with_its_scaler(tmp_path, every_epoch, precision: str, clip: float) -> None:
     options = dict(precision=precision, clip=clip)
     straight, resumed = network(), network()
     expected = fit(straight, **options)

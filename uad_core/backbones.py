@@ -138,8 +138,8 @@ def _create(name: str, indices: tuple[int, ...] | None, pretrained: bool) -> nn.
         options["dynamic_img_size"] = True
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error) or "no such source").splitlines()[0].rstrip(".")
         raise UserError(
             f"no network {name!r} in timm {timm.__version__} ({reason}): `uad list` names those of the book"
         ) from None
@@ -154,9 +154,8 @@ def _level_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     """Translate strides into timm's feature indices, without allocating the network."""
     if list(strides) != sorted(set(strides)) or not strides:
         raise UserError(f"strides {strides} are no pyramid: name each level once, finest first, such as 4,8,16")
-    with torch.device("meta"):
-        # All levels, not only the last three that timm chooses of a vision transformer.
-        reductions = [level["reduction"] for level in _create(name, None, pretrained=False).feature_info.info]
+    # All levels, not only the last three that timm chooses of a vision transformer.
+    reductions = [level["reduction"] for level in _unallocated(name).feature_info.info]
     if len(set(reductions)) == 1 and len(reductions) >= len(strides):
         step = len(reductions) / len(strides)
         return tuple(round(step * (i + 1)) - 1 for i in range(len(strides)))
@@ -164,6 +163,15 @@ def _level_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     if missing:
         raise UserError(f"{name} has no level of stride {missing[0]}: choose among {sorted(set(reductions))}")
     return tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in strides)
+
+
+def _unallocated(name: str) -> nn.Module:
+    """Build a network without its numbers; older versions of timm need them for some vision transformers."""
+    try:
+        with torch.device("meta"):
+            return _create(name, None, pretrained=False)
+    except UserError:
+        return _create(name, None, pretrained=False)
 
 
 def _load_packaged(net: nn.Module, name: str, info: BackboneInfo) -> None:

@@ -18,7 +18,9 @@ from uad_core.datasets.catalogue import CATALOGUE, Counts, DatasetInfo
 from uad_core.datasets.images import shown
 from uad_core.errors import UserError
 
-__all__ = ["INFOS", "catalogue", "categories", "data_root", "fetch", "is_present", "load", "protocol", "textures", "verify"]
+__all__ = [
+    "INFOS", "catalogue", "categories", "data_root", "fetch", "is_present", "load", "protocol", "textures", "verify",
+]  # fmt: skip
 
 READERS: dict[str, Callable[..., Category]] = {
     "mvtec_ad": mvtec_ad.load,
@@ -93,7 +95,7 @@ def categories(dataset: str, root: Path | None = None) -> list[str]:
         return folder.subfolders(path / "train")
     names = [path.resolve().name] if _is_single(path) else folder.categories(path)
     if not names:
-        raise UserError(f"{shown(path)}: no folder in it has train/good and test: see `uad list` for named data sets")
+        raise folder.no_category(path)
     return names
 
 

@@ -194,7 +194,10 @@ class ImageSet(torch.utils.data.Dataset):
         return torch.zeros(size, dtype=torch.bool) if mask is None else resize_mask(mask, size)
 
     def masks(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return all masks, bool (N, H, W), of the set's size or another. Raises `UserError` where there are none."""
+        """Return all masks, bool (N, H, W), of the set's size or another.
+
+        Raises `UserError` for images without masks; of no images they are (0, H, W).
+        """
         self._require_masks()
         out = np.zeros((len(self), *(size or self.image_size)), dtype=bool)  # (N, H, W)
         for i in np.flatnonzero(self.labels):
@@ -218,7 +221,7 @@ class ImageSet(torch.utils.data.Dataset):
         return everything[index if index.size else index.astype(int)]
 
     def _require_masks(self) -> None:
-        if not self.has_masks:
+        if not self.has_masks and len(self):
             raise UserError(
                 f"{self.dataset}/{self.category} has no masks: only image metrics are defined; "
                 "for pixel metrics add ground_truth/<defect>/NAME_mask.png beside train and test"
@@ -240,14 +243,21 @@ class Category:
     protocol: str
 
 
-def as_images(images: ImageSet | Tensor, image_size: tuple[int, int] | None = None) -> ImageSet:
+def as_images(images: ImageSet | Tensor | np.ndarray, image_size: tuple[int, int] | None = None) -> ImageSet:
     """Return images as a set, whose pixels are held as bytes; a set is passed through.
 
-    images: a tensor (N, 3, H, W) in [0, 1], or uint8, on any device. image_size: (H, W) they are resized to; None
-    leaves them as they are. Raises UserError for another shape and for values outside the range.
+    images: a tensor (N, 3, H, W) in [0, 1], or uint8, on any device, or such an array. image_size: (H, W) they are
+    resized to; None leaves them as they are. Raises UserError for another type or shape and for values outside the
+    range.
     """
     if isinstance(images, ImageSet):
         return images
+    if isinstance(images, np.ndarray) and images.dtype.kind in "buif":
+        images = torch.from_numpy(images.astype(np.uint8 if images.dtype == np.uint8 else np.float32))
+    if not isinstance(images, Tensor) or images.is_complex():
+        what = type(images).__name__ + (f" ({images.dtype})" if hasattr(images, "dtype") else "")
+        remedy = "give a tensor or an array (N, 3, H, W) of uint8 or of floats in [0, 1]"
+        raise UserError(f"images of type {what}: {remedy}")
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserError(f"images of shape {tuple(images.shape)}: give (N, 3, H, W); a single image as image[None]")
     if images.dtype != torch.uint8:

@@ -7,7 +7,8 @@ CATEGORY/test/DEFECT/NAME.png                      defective images to judge
 CATEGORY/ground_truth/DEFECT/NAME_mask.png         their masks, or DEFECT/NAME with any suffix
 ```
 
-"good" may be called "ok" or "normal". Without a folder test there is nothing to judge, and the test set is empty. Hidden files and files that are no images are passed
+"good" may be called "ok" or "normal". Without a folder test, or without an image in it, there is
+nothing to judge, and the test set is empty. Hidden files and files that are no images are passed
 over; a folder where an image should be, an image of a kind that is not read, a mask
 without an image or an image without a mask is an error. Without any mask in
 `ground_truth`, or without `ground_truth`, pixel metrics are undefined and `has_masks` is False.
@@ -18,11 +19,10 @@ they lead, because nothing is ever written below a data folder.
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,13 @@ from uad_core.datasets.base import Category, DataWarning, ImageSet
 from uad_core.datasets.images import SUFFIXES, FileSource, shown
 from uad_core.errors import UserError
 
-__all__ = ["GOOD", "Item", "as_category", "categories", "image_files", "image_set", "is_category", "load", "subfolders"]
+__all__ = [
+    "GOOD", "Item", "as_category", "categories", "image_files", "image_set", "is_category", "load", "no_category",
+    "subfolders",
+]  # fmt: skip
 
 GOOD = ("good", "ok", "normal")
+HOMES = {"train": ("train/good",), "test": ("test/good", "test/DEFECT"), "ground_truth": ("ground_truth/DEFECT",)}
 PROBE_BYTES = 1 << 16
 LISTED = 10
 
@@ -96,19 +100,30 @@ def as_category(train: ImageSet, test: ImageSet, protocol: str = "inspection") -
     if missing:
         what = f"no {' and no '.join(missing)} test images, so no metric is defined"
         warnings.warn(f"{where}: {what}; the threshold comes from training images", DataWarning, stacklevel=3)
-    distinct = len({train.source.digests(row)[0] for row in train.rows})
-    if distinct < len(train):
-        what = f"{len(train) - distinct} training images are copies of others, {distinct} are distinct"
-        warnings.warn(f"{where}: {what}: remove the copies, or calibration is too sure of itself", DataWarning, stacklevel=3)
-    good, anomalous = (test.subset(rows).paths for rows in (~test.labels, test.labels))
-    for twins, what in (
-        (_twins(test.source.folder, train.paths, test.paths), "test images are also train images"),
-        (_twins(test.source.folder, good, anomalous), "anomalous test images are also good ones"),
+    twins = _twins(train, test)
+    copies = sum(len(learned[1:]) for learned, _, _ in twins)
+    if copies:
+        what = f"{copies} training images are copies of others, {len(train) - copies} are distinct"
+        remedy = "remove the copies, or calibration is too sure of itself"
+        warnings.warn(f"{where}: {what}: {remedy}", DataWarning, stacklevel=3)
+    for pairs, what in (
+        ([(path, a[0]) for a, b, c in twins if a for path in b + c], "test images are also train images"),
+        ([(path, b[0]) for _, b, c in twins if b for path in c], "anomalous test images are also good ones"),
     ):
-        if twins:
-            listed = [f"{shown(a)} = {shown(b)}" for a, b in twins[:LISTED]] + ["..."] * (len(twins) > LISTED)
-            warnings.warn(f"{where}: {len(twins)} {what}: {'; '.join(listed)}", DataWarning, stacklevel=3)
+        if pairs:
+            listed = [f"{shown(a)} = {shown(b)}" for a, b in sorted(pairs)[:LISTED]] + ["..."] * (len(pairs) > LISTED)
+            warnings.warn(f"{where}: {len(pairs)} {what}: {'; '.join(listed)}", DataWarning, stacklevel=3)
     return Category(test.dataset, test.category, train, test, protocol)
+
+
+def no_category(folder: Path) -> UserError:
+    """Return what to say of a folder in which no category was found: where normal images belong."""
+    loose = _loose(folder)
+    if loose:
+        name = shown(folder.resolve().name)
+        return UserError(f"{shown(loose[0])} lies directly in {name}: put normal images into {_home(folder, 'train')}")
+    remedy = "put normal images into NAME/train/good, or see `uad list` for named data sets"
+    return UserError(f"{shown(folder)}: no folder in it has train/good: {remedy}")
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -148,20 +163,34 @@ def _entries(folder: Path) -> list[Path]:
 
 def _kinds(folder: Path) -> list[str]:
     """Return the sub-folders of train, test or ground_truth, one per kind of image."""
-    loose = [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    loose = _loose(folder)
     if loose:
-        raise UserError(f"{shown(loose[0])} lies directly in {folder.name}: move it into {folder.name}/good or /DEFECT")
+        remedy = f"put it into {_home(folder.parent, folder.name)}"
+        raise UserError(f"{shown(loose[0])} lies directly in {folder.name}: {remedy}")
     return subfolders(folder)
+
+
+def _loose(folder: Path) -> list[Path]:
+    """Return the image files that lie directly in `folder`."""
+    return [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+
+
+def _home(category: Path, part: str) -> str:
+    """Return where images belong: NAME/train/good, with the name of the category's folder."""
+    return " or ".join(f"{shown(category.resolve().name)}/{home}" for home in HOMES[part])
 
 
 def _train_items(folder: Path) -> list[Item]:
     train = folder / "train"
     if not train.is_dir():
-        raise UserError(f"{shown(folder)} has no folder train: put normal images into train/good")
+        if _loose(folder):
+            raise no_category(folder)
+        raise UserError(f"{shown(folder)} has no folder train: put normal images into {_home(folder, 'train')}")
     found = _kinds(train)
     others = [name for name in found if name not in GOOD]
     if others:
-        raise UserError(f"{shown(train / others[0])}: all training images are normal: move this folder into test")
+        remedy = f"move its images into train/good if they are normal, else into test/{shown(others[0])}"
+        raise UserError(f"{shown(train / others[0])}: all training images are normal: {remedy}")
     items = [Item(f"train/{good}/{name}") for good in found for name in image_files(train / good)]
     if not items:
         raise UserError(f"{shown(train)}: no image in train/good: put normal PNG, JPEG, BMP or TIFF images there")
@@ -173,8 +202,6 @@ def _test_items(folder: Path) -> list[Item]:
     if not test.exists():
         return []
     found = {defect: image_files(test / defect) for defect in _kinds(test)}
-    if not any(found.values()):
-        raise UserError(f"{shown(test)}: no image in test/good or test/DEFECT: put PNG, JPEG, BMP or TIFF images there")
     masks = _mask_files(folder / "ground_truth", found)
     items = []
     for defect, names in found.items():
@@ -232,27 +259,36 @@ def _stem(name: str) -> str:
     return unicodedata.normalize("NFC", Path(name).stem)
 
 
-def _twins(folder: Path, some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (path among the others, path among some) of files with equal bytes."""
-
-    def groups(paths: Iterable[str], key) -> dict[object, list[str]]:
-        result = defaultdict(list)
-        for path in paths:
-            result[key(folder / path)].append(path)
-        return result
-
+def _twins(train: ImageSet, test: ImageSet) -> list[tuple[list[str], list[str], list[str]]]:
+    """Return the paths of files with equal bytes, group by group: training, normal test and anomalous test images."""
+    groups = [[(images, i) for images in (train, test) for i in range(len(images))]]
     # Sizes first, then a piece from the middle, and whole files only where both agree.
-    pairs = [(some, others)]
-    for key in (lambda p: p.stat().st_size, _probe, lambda p: hashlib.sha256(p.read_bytes()).digest()):
-        narrowed = []
-        for ours, theirs in pairs:
-            left, right = groups(ours, key), groups(theirs, key)
-            narrowed += [(left[k], right[k]) for k in left.keys() & right.keys()]
-        pairs = narrowed
-    return sorted((path, ours[0]) for ours, theirs in pairs for path in theirs)
+    for key in (_bytes, _probe, lambda images, i: images.source.digests(images.rows[i])[0]):
+        groups = [alike for group in groups for alike in _alike(group, key)]
+    twins = []
+    for group in groups:
+        kinds: tuple[list[str], list[str], list[str]] = [], [], []
+        for images, i in group:
+            kinds[0 if images is train else 1 + int(images.labels[i])].append(images.paths[i])
+        twins.append(kinds)
+    return twins
 
 
-def _probe(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size // 2 - PROBE_BYTES // 2))
-        return file.read(PROBE_BYTES)
+def _alike(
+    files: list[tuple[ImageSet, int]], key: Callable[[ImageSet, int], Hashable]
+) -> list[list[tuple[ImageSet, int]]]:
+    """Return the files whose keys agree, group by group, without those that are alone."""
+    found = defaultdict(list)
+    for file in files:
+        found[key(*file)].append(file)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _bytes(images: ImageSet, i: int) -> int:
+    return (images.source.folder / images.paths[i]).stat().st_size
+
+
+def _probe(images: ImageSet, i: int) -> int:
+    with (images.source.folder / images.paths[i]).open("rb") as file:
+        file.seek(max(0, _bytes(images, i) // 2 - PROBE_BYTES // 2))
+        return hash(file.read(PROBE_BYTES))

@@ -34,6 +34,8 @@ MAX_PIXELS = 80_000_000
 MASK_THRESHOLD = 127
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 IMAGE_WIDTH = 0x0100
+# Modes without an agreed white: what their values are, what white may be, and then what scales it to 1.
+WIDE = {"F": ("floats", "1.0", "a"), "I": ("integers", "MAX, such as 4095 of 12 bits", "a / MAX")}
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -201,10 +203,12 @@ def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
         return ((wide * 255 + 32767) // 65535).astype(np.uint8)
-    if image.mode in ("I", "F"):
+    if image.mode in WIDE:
+        kind, white, values = WIDE[image.mode]
         raise UserError(
-            f"{shown(path)} holds 32-bit values, whose white is undefined: if white is 1.0, save it with 8 bits by "
-            "`Image.fromarray((numpy.asarray(Image.open(OLD)) * 255).astype('uint8')).save(NEW)`"
+            f"{shown(path)} holds 32-bit {kind}, whose white is undefined: if white is {white}, save it with 8 bits "
+            f"by `a = numpy.asarray(Image.open(OLD)); b = (numpy.clip({values}, 0, 1) * 255).round().astype('uint8'); "
+            "Image.fromarray(b).save(NEW)`"
         )
     if image.mode in ("L", "1") and "transparency" not in image.info:
         return np.array(image.convert("L"))

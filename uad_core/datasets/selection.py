@@ -38,8 +38,9 @@ def select(dataset: str, category: str, root: Path | None = None) -> list[Member
 
     Args:
         dataset: a name or a folder, or several with commas between them.
-        category: one, several as "a,b,c", or "all"; a category that has commas in its name is named whole. With several data sets a category is written DATASET/CATEGORY
-            wherever two have one of that name, and "all" are those that are present under `root`.
+        category: one, several as "a,b,c", or "all"; of names that have commas themselves the longest that fits is
+            taken. With several data sets a category is written DATASET/CATEGORY wherever two have one of that name,
+            and "all" are those that are present under `root`.
         root: where named data lie.
 
     Raises:
@@ -47,13 +48,11 @@ def select(dataset: str, category: str, root: Path | None = None) -> list[Member
             to `datasets.load`, which can say what is wrong with its folder.
     """
     sources = _sources(dataset)
-    if len(sources) == 1 and "," in category and category in datasets.categories(dataset, root):
-        return [Member(dataset, _name(dataset), category, category)]
-    wanted = [name.strip() for name in category.split(",") if name.strip()]
-    if len(sources) == 1 and len(wanted) == 1 and wanted != ["all"]:
-        name = _name(dataset)
-        return [Member(dataset, name, wanted[0], wanted[0])]
+    only = category.strip()
+    if len(sources) == 1 and "," not in category and only not in ("", "all"):
+        return [_member(sources[0], only)]
     offered = [_member(source, known) for source in sources for known in datasets.categories(source, root)]
+    wanted = _split(category, {name for member in offered for name in (member.category, member.qualified)})
     if wanted == ["all"]:
         chosen = offered if len(sources) == 1 else _present(sources, offered, root)
     else:
@@ -76,6 +75,21 @@ def _sources(dataset: str) -> list[str]:
         what = "no data set" if twice is None else f"two data sets called {twice}"
         raise UserError(f"--dataset {dataset!r} names {what}: write such as procedural,mvtec_ad, or rename a folder")
     return sources
+
+
+def _split(category: str, known: set[str]) -> list[str]:
+    """Return the names in a text such as "a,b": of several that begin alike the longest of `known`, else one piece."""
+    pieces = category.split(",")
+    longest = 1 + max((name.count(",") for name in known), default=0)
+    names, start = [], 0
+    while start < len(pieces):
+        for end in range(min(start + longest, len(pieces)), start, -1):
+            name = ",".join(pieces[start:end]).strip()
+            if name in known:
+                break
+        names += [name] if name else []
+        start = end
+    return names
 
 
 def _is_folder(dataset: str) -> bool:
