@@ -297,27 +297,27 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 #
 # ### In units of what is normal ◇
 #
-# By consequence 1 normal images are missed too, and not equally along all directions. A difference should count by how improbable it is on normal images. Let $m_k$ be the mean and $S_k$ the covariance of $d_k(p)$ over the places of normal images ($m_k$ is not the $m(z)$ above). If these differences follow a Gaussian law, its density and minus twice its logarithm are
+# By consequence 1 normal images are missed too, and not equally along all directions. A difference should count by how improbable it is on normal images. Let $\bar d_k$ be the mean and $S_k$ the covariance of $d_k(p)$ over the places of normal images. If these differences follow a Gaussian law, its density and minus twice its logarithm are
 #
 # $$
 # \begin{aligned}
-# q(d) &= (2\pi)^{-c_k/2} \det(S_k)^{-1/2} \exp\Bigl( -\tfrac12 (d - m_k)^{\mathsf T} S_k^{-1} (d - m_k) \Bigr), \\
-# -2 \log q(d) &= (d - m_k)^{\mathsf T} S_k^{-1} (d - m_k) + c_k \log 2\pi + \log\det S_k .
+# q(d) &= (2\pi)^{-c_k/2} \det(S_k)^{-1/2} \exp\Bigl( -\tfrac12 (d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) \Bigr), \\
+# -2 \log q(d) &= (d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) + c_k \log 2\pi + \log\det S_k .
 # \end{aligned}
 # $$ (hfr-gauss)
 #
-# The last two terms do not depend on $d$. What is left is the squared **Mahalanobis distance**. With eigenvalues $\ell_j$ and eigenvectors $v_j$ of $S_k$ it reads $\sum_j \langle v_j, d - m_k\rangle^2 / \ell_j$: along every direction the miss is divided by the variance that normal misses have there.
+# The last two terms do not depend on $d$. What is left is the squared **Mahalanobis distance**. With eigenvalues $\ell_j$ and eigenvectors $v_j$ of $S_k$ it reads $\sum_j \langle v_j, d - \bar d_k\rangle^2 / \ell_j$: along every direction the miss is divided by the variance that normal misses have there.
 #
 # *Why the covariance needs shrinkage.* $S_k$ has $c_k (c_k + 1)/2$ entries and is estimated from a few images, whose neighbouring places resemble each other. Its smallest eigenvalues come out too small, or as zero, and dividing by them would let directions decide of which next to nothing is known. So we add to every eigenvalue the fraction
-# $\varepsilon = 0.03$ of the mean one, $\bar\ell = \mathrm{tr}(S_k)/c_k$. No direction then has more than $(\bar\ell + \varepsilon\bar\ell) / (\varepsilon\bar\ell) = (1 + \varepsilon)/\varepsilon$ times the weight of one with the mean variance.
+# $\kappa = 0.03$ (ε in the docstring of the module) of the mean one, $\bar\ell = \mathrm{tr}(S_k)/c_k$. No direction then has more than $(\bar\ell + \kappa\bar\ell) / (\kappa\bar\ell) = (1 + \kappa)/\kappa$ times the weight of one with the mean variance.
 #
-# *Why it is scaled.* Levels differ in $c_k$ and in how well they are foreseen. For any matrix $M$ the mean over the places that were measured is $\mathbb E\,(d - m_k)^{\mathsf T} M (d - m_k) = \mathbb E\,\mathrm{tr}\bigl(M (d - m_k)(d - m_k)^{\mathsf T}\bigr) = \mathrm{tr}(M S_k)$. Divided by this number, the residual is
+# *Why it is scaled.* Levels differ in $c_k$ and in how well they are foreseen. For any matrix $M$ the mean over the places that were measured is $\mathbb E\,(d - \bar d_k)^{\mathsf T} M (d - \bar d_k) = \mathbb E\,\mathrm{tr}\bigl(M (d - \bar d_k)(d - \bar d_k)^{\mathsf T}\bigr) = \mathrm{tr}(M S_k)$. Divided by this number, the residual is
 # 1 on average over normal places, at every level:
 #
 # $$
-# \phi_k(p) = \bigl(d_k(p) - m_k\bigr)^{\mathsf T} P_k \bigl(d_k(p) - m_k\bigr), \qquad
-# P_k = \frac{S_{k,\varepsilon}^{-1}}{\mathrm{tr}\bigl(S_{k,\varepsilon}^{-1} S_k\bigr)}, \qquad
-# S_{k,\varepsilon} = S_k + \varepsilon\, \frac{\mathrm{tr}\, S_k}{c_k}\, I .
+# \phi_k(p) = \bigl(d_k(p) - \bar d_k\bigr)^{\mathsf T} P_k \bigl(d_k(p) - \bar d_k\bigr), \qquad
+# P_k = \frac{S_{k,\kappa}^{-1}}{\mathrm{tr}\bigl(S_{k,\kappa}^{-1} S_k\bigr)}, \qquad
+# S_{k,\kappa} = S_k + \kappa\, \frac{\mathrm{tr}\, S_k}{c_k}\, I .
 # $$ (hfr-spread)
 #
 # Without shrinkage the trace is $c_k$, and $\phi_k$ the squared Mahalanobis distance per channel. A place with $\phi_k = 5$ is missed five times as much as normal places are. The Gaussian law is a model of the differences; the verdict does not rest on it, since its threshold comes from scores of normal images.
@@ -329,7 +329,7 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # ```
 
 # %% tags=["nbval-check-output"]
-print(f"with ε = {SHRINKAGE} no direction weighs more than {(1 + SHRINKAGE) / SHRINKAGE:.0f} times one of mean variance")
+print(f"with κ = {SHRINKAGE} no direction weighs more than {(1 + SHRINKAGE) / SHRINKAGE:.0f} times one of mean variance")
 
 # %% [markdown]
 # ### From three maps to one
@@ -411,7 +411,7 @@ HTML(pd.DataFrame(rows, columns=["setting", "value", "status", "meaning"]).to_ht
 #
 # 1. **Hold out.** One normal image in eight is set aside, drawn with the seed.
 # 2. **Learn.** Channel scales {eq}`hfr-standardise` are measured and the decoder is trained on the rest.
-# 3. **Calibrate.** $m_k$ and $S_k$ of {eq}`hfr-spread` are measured on the held-out images. A decoder may know the images that it was trained on; how it misses new ones can be seen on new ones only.
+# 3. **Calibrate.** $\bar d_k$ and $S_k$ of {eq}`hfr-spread` are measured on the held-out images. A decoder may know the images that it was trained on; how it misses new ones can be seen on new ones only.
 # 4. **Place the threshold** of the verdict from the scores of held-out images, so that a normal image exceeds it with a stated probability, here 2 %. No image is judged by its own calibration: each half of the held-out images is scored while the other half calibrates.
 #
 # For step 4, let $s_1, \dots, s_n$ be the held-out scores and $\alpha = 0.02$. If a further normal image is drawn as these were, each rank among the $n + 1$ scores is equally likely, and the $j$-th largest held-out score is exceeded with probability $j/(n+1)$. So $j = \lfloor \alpha (n + 1) \rfloor$ keeps the promise,
@@ -689,12 +689,12 @@ before = reread(after, profile="smoke", mode="mse+cos", fusion="sum")
 tablet_images, tablet_masks = tablets.test.images(), torch.from_numpy(tablets.test.masks())
 maps_of = {"before": before.predict(tablets.test, progress=False), "after": after.predict(tablets.test, progress=False)}
 
-# %% mystnb={"figure": {"caption": "Tablets on an empty belt: the image, the anomaly map by distance and direction (before), and the map of the default (after), of one decoder. Each row of maps has one colour scale; the outline is the mask.", "name": "fig-hfr-empty"}, "image": {"alt": "Six columns, five defects and one sound tablet; rows: image with the outline of the mask, map before, map after. Before, the belt is speckled as brightly as the tablet and only the broken edge stands out. After, the belt is dark, broken edge and colour cast are bright, and the surface of every tablet glows moderately."}}
+# %% mystnb={"figure": {"caption": "Tablets on an empty belt: the image, the anomaly map by distance and direction (before), and the map of the default (after), of one decoder. Each row of maps has one colour scale, whose top colour stands for the largest 2 % of the values; the outline is the mask.", "name": "fig-hfr-empty"}, "image": {"alt": "Six columns, five defects and one sound tablet; rows: image with the outline of the mask, map before, map after. Before, the belt is speckled as brightly as the tablet and only the broken edge stands out. After, the belt is dark, broken edge and colour cast are bright, and the surface of every tablet glows moderately."}}
 kinds = sorted(set(tablets.test.defects) - {"good"})
 largest = [max(np.flatnonzero(np.array(tablets.test.defects) == kind), key=lambda i: tablet_masks[i].sum()) for kind in kinds]
 few = [*largest, tablets.test.defects.index("good")]
-pictures = {"image": tablet_images[few]} | {name: found[0][few] for name, found in maps_of.items()}
-plots.picture_grid(pictures, [tablets.test.defects[i] for i in few], tablet_masks[few])
+clipped = {name: found[0][few].clip(max=np.quantile(found[0][few], 0.98)) for name, found in maps_of.items()}
+plots.picture_grid({"image": tablet_images[few]} | clipped, [tablets.test.defects[i] for i in few], tablet_masks[few])
 
 # %%
 measured_tablets = pd.DataFrame({
