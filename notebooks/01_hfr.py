@@ -612,7 +612,7 @@ print("and level 3 loses its say in the sum:", votes)
 
 # %% [markdown]
 # {numref}`fig-hfr-copy` shows the copying: the same defects, the same training, a fraction of the residual. In the last row of the table the pixel AUROC of $\phi_3$ *by itself* hardly changes, because AUROC asks for the order of the residuals only, and an imperfect copy shrinks all of them alike.
-# What changes is the sum: levels 1 and 2 cannot be copied and keep their size, so level 3, which sees whole parts, is outvoted. A calibrated residual {eq}`hfr-spread` would bring the copied level back to one unit, and with it its noise. No curve of the loss reveals the copying; only the argument above, or images with defects, can.
+# What changes is the sum: levels 1 and 2 cannot be copied and keep their size, so level 3, which sees whole parts, is outvoted. A calibrated residual {eq}`hfr-spread` brings every level to one unit, a copied one too. No curve of the loss reveals the copying; only the argument above, or images with defects, can.
 #
 # **Distance, direction, or units of what is normal?** The decoder that was trained above, read by each form of the residual, at each level. For the three distances the map is the plain sum, for `normal` it is {eq}`hfr-map`. Nothing is trained anew, so the rows differ by the reading alone.
 
@@ -678,7 +678,7 @@ print("best:", max(ways, key=ways.get), "- worst:", min(ways, key=ways.get))
 # %% [markdown]
 # ## An empty background
 #
-# The product so far fills the image. The built-in category `tablet` shows a small object on a conveyor belt; about three quarters of the image are belt, on which next to nothing is to be seen. In what we could read of the five papers of this book, nothing is said about what follows from that. We train one decoder on it, with the short profile, and read it twice: *before*, by distance and direction
+# The product so far fills most of the image. The built-in category `tablet` shows a small object on a conveyor belt; about three quarters of the image are belt, on which next to nothing is to be seen. In what we could read of the five papers of this book, nothing is said about what follows from that. We train one decoder on it, with the short profile, and read it twice: *before*, by distance and direction
 # with `mode="mse+cos"` and a plain sum, and *after*, with the default.
 
 # %%
@@ -706,7 +706,7 @@ measured_tablets.T.style.format("{:.3f}")
 # Compare the belt in the two rows of maps in {numref}`fig-hfr-empty`. Before, it is speckled about as brightly as the tablet, and of the defects only the broken edge and, faintly, the discoloured half of the second tablet stand out. After, the belt is dark, and both of these are marked over most of their area. What the second row does not mend is the tablet itself: its print, at any angle, is hard to foresee, so the surface of the sound
 # tablet glows as well. Misprint and stain rise little above that, the crack not at all. The measures below the figure say the same: those of pixels gain much, and the image AUROC stays low.
 #
-# To see why, we ask for the means of four quantities over the belt and over the sound surface of the tablets: the length $\rho$ of feature and reconstruction, the two terms of {eq}`hfr-residual`, and $\phi_k$ of the default.
+# To see why, we ask for the means of five quantities over the belt and over the sound surface of the tablets: the length $\rho$ of feature and reconstruction, the two terms of {eq}`hfr-residual`, and $\phi_k$ of the default.
 
 # %%
 def regions_of(image_batch, mask_batch):
