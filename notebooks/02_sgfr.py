@@ -162,6 +162,18 @@ print("all of length 1:", torch.allclose(points.norm(dim=2), torch.ones(()).to(p
 # :caption: Equation (sgfr-readings) in `uad_core.methods.sgfr`
 # ```
 #
+# ```{literalinclude} ../uad_core/methods/sgfr.py
+# :pyobject: arrange
+# :lineno-match:
+# :caption: The three readings of equation (sgfr-readings)
+# ```
+#
+# ```{literalinclude} ../uad_core/methods/sgfr.py
+# :pyobject: soften
+# :lineno-match:
+# :caption: The soft norm of equation (sgfr-readings)
+# ```
+#
 # ### Why a point is a combination of a few others
 #
 # A network that describes patches by, say, 48 numbers does not use them freely. Turn a thread, shift it, let the lamp fade: the feature moves along a few directions. Suppose that normal features lie in a *union of subspaces*
@@ -516,6 +528,12 @@ pd.DataFrame(solved).T.style.format("{:.3g}")
 # $$ (sgfr-map)
 #
 # Here $L = 3$ is the number of levels, $w_l = 1$ for the reference level and $\tfrac12$ for the others ◇, $\mathcal U_1$ brings a map to the reference grid and $\mathcal U$ to the size of the image, both bilinearly, and $G_\sigma$ smooths with a Gaussian of $\sigma = 4$ pixels. The image score is the mean of the largest 0.2 % of $A(x)$ ◇. As in the {ref}`previous chapter <chapter-hfr>` one normal image in eight is held out: $m_l$, $P_l$ and the threshold of the verdict come from images that gave no atoms. That there are scores at several levels is the paper's.
+#
+# ```{literalinclude} ../uad_core/methods/sgfr.py
+# :pyobject: SGFR.missed
+# :lineno-match:
+# :caption: What the pursuit leaves, as maps
+# ```
 #
 # ```{literalinclude} ../uad_core/methods/sgfr.py
 # :pyobject: SGFR.map_residuals
@@ -893,11 +911,8 @@ print(f"a bank of {smallest} patches takes {full['bank (MB)'] / sweep['bank (MB)
 # %% [markdown]
 # Times are of single runs on a shared machine. Two samplers that store equally many patches ask for the same work per image, so where their times differ, the difference is noise; the trend along the axis is not.
 #
-# In {numref}`fig-sgfr-bank` read the left end first. With the smallest bank the samplers that look for what is missing are ahead, and three combined atoms are ahead of one: that is the paper's claim, on a real product. From the second size on the nearest atom of a random bank is as good, and it needs one pass over the bank where a combination needs three. A bottle that always stands alike repeats itself so
-# much that few of its features are out of a bank of this size. Nor are the differences large: each row is *one* run, and three seeds with the profile's own bank spread by what the ledger above calls *± sd*, as much as most of these rows differ. **We do not find that a bank that follows subspaces beats a greedy coreset**, here as little as in the toy of {numref}`fig-sgfr-toy`; on linen, above, the subspace bank is far ahead of a random one.
-# What does hold everywhere: a bank of a thousandth of all patches does nearly everything that one of a tenth does.
-#
-# That the nearest neighbour among *all* patches stays behind is not a matter of size. It measures plain distances between joined, unscaled features, where the loudest channels rule; the rows *nearest atom* ask the same question of unit vectors, level by level. The length of a feature says little about defects, its direction much.
+# In {numref}`fig-sgfr-bank` read the left end first: a sampler that looks for what is missing, and three combined atoms in place of one, should help most where the bank is smallest. That is the paper's claim, on a real product. Where the lines meet, a random bank or a nearest atom does as well, and a nearest atom needs one pass over the bank where a combination of three needs three.
+# Each row is *one* run: before you rank two of them, compare their difference with the column *± sd* of the ledger above. The dotted line differs from the others in more than size. It measures plain distances between joined, unscaled features, and neither their soft norm nor the spread of normal misses.
 
 # %% [markdown]
 # ### Something that is no part of the method
@@ -917,7 +932,7 @@ prepared = {
 pd.DataFrame(prepared).T.style.format("{:.3f}")
 
 # %% [markdown]
-# Nothing in the method has changed, and still some measures move by more than any of its settings moves them. In our trials the other statistics raised pixel AP on bottle and on most built-in categories, and lowered AUPRO on `grille` and every measure on MTD. We keep the ones that the network was trained with, for every product, because choosing by the test images is what this book does not do. But whoever compares
+# Nothing in the method has changed, and still some measures move by more than any of its settings moves them. We keep the ones that the network was trained with, for every product, because choosing by the test images is what this book does not do. But whoever compares
 # two papers by a few points of pixel AP should first ask how each of them prepared its images.
 
 # %% [markdown]
@@ -984,7 +999,7 @@ plots.residual_panel(
 #
 # ```{exercise} What a bank costs
 # :label: sgfr-bytes
-# The levels have 48 and 120 channels, stored as 4-byte numbers for every place of the finest grid. How large is a bank of 512 atoms? How large are all patches of 209 images of $32\times32$ places? A pursuit of $k$ atoms takes about $k\,m\,d$ multiplications per feature and level: for how many atoms $m$ does $k = 3$ cost as much as one search among all patches?
+# Two levels have 48 and 120 channels, stored as 4-byte numbers for every place of the finest grid. How large is a bank of 512 atoms? How large are all patches of 209 images of $32\times32$ places? A pursuit of $k$ atoms takes about $k\,m\,d$ multiplications per feature and level: for how many atoms $m$ does $k = 3$ cost as much as one search among all patches?
 # ```
 #
 # ```{solution} sgfr-bytes
