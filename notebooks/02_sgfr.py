@@ -912,7 +912,7 @@ print(f"a bank of {smallest} patches takes {full['bank (MB)'] / sweep['bank (MB)
 # Times are of single runs on a shared machine. Two samplers that store equally many patches ask for the same work per image, so where their times differ, the difference is noise; the trend along the axis is not.
 #
 # In {numref}`fig-sgfr-bank` read the left end first: a sampler that looks for what is missing, and three combined atoms in place of one, should help most where the bank is smallest. That is the paper's claim, on a real product. Where the lines meet, a random bank or a nearest atom does as well, and a nearest atom needs one pass over the bank where a combination of three needs three.
-# Each row is *one* run: before you rank two of them, compare their difference with the column *± sd* of the ledger above. The dotted line differs from the others in more than size. It measures plain distances between joined, unscaled features, and neither their soft norm nor the spread of normal misses.
+# Each row is *one* run: before you rank two of them, compare their difference with the column *± sd* of the ledger above. The dotted line differs from the others in more than size. It measures plain distances between joined, unscaled features, without the soft norm and the spread of normal misses.
 
 # %% [markdown]
 # ### Something that is no part of the method
