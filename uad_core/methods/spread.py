@@ -1,10 +1,10 @@
 """Differences measured by what is normal: how far a reconstruction misses, in units of how it misses normal images.
 
 A difference d of C numbers counts little along directions in which normal images are missed as well, and much along
-those in which they never are. Over the places p of normal images that were not learned from, let m be the mean of
+those in which they never are. Over the places p of normal images that were not learned from, let d̄ be the mean of
 d(p) and S its covariance. Then
 
-    φ(d) = (d - m)ᵀ P (d - m),   P ∝ (S + ε tr(S)/C I)⁻¹,   scaled so that φ is 1 on average over normal places,
+    φ(d) = (d - d̄)ᵀ P (d - d̄),   P ∝ (S + κ tr(S)/C I)⁻¹,   scaled so that φ is 1 on average over normal places,
 
 is the squared Mahalanobis distance, but for its scale: minus twice the logarithm of a Gaussian density of differences.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 __all__ = ["NormalSpread", "measure_spreads", "soft_norm"]
 
-SHRINKAGE = 0.03  # ε: what the covariance is raised by along every direction, in units of its mean variance
+SHRINKAGE = 0.03  # κ: what the covariance is raised by along every direction, in units of its mean variance
 
 
 def soft_norm(f: Tensor, tau: float, dim: int = 1) -> Tensor:
