@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny import damage, fitted, inside, refused, tensor, uad, weave, write
+from tiny import damage, detector, fitted, inside, refused, tensor, uad, weave, write
 
 from uad_core import methods, plots
 from uad_core.errors import UserError
@@ -127,6 +127,30 @@ def test_any_name_can_be_drawn(model, tmp_path, name: str) -> None:
     Image.fromarray(weave(1)[0]).save(tmp_path / "in" / name)
     predicted(model, [tmp_path / "in" / name], tmp_path / "out")
     assert inside(tmp_path / "out") == sorted([name, "maps.npz", "scores.csv"])
+
+
+def test_folders_are_searched_below_and_overlays_keep_them_apart(model, photos, tmp_path, undrawn) -> None:
+    table = predicted(model, [photos], tmp_path / "out")
+    assert [Path(name).relative_to(photos).as_posix() for name in table["image"]] == [
+        "bad/000.png", "bad/001.png", "good/000.png", "good/001.png",
+    ]  # fmt: skip
+    overlays = ["bad", "bad/000.png", "bad/001.png", "good", "good/000.png", "good/001.png"]
+    assert inside(tmp_path / "out") == sorted([*overlays, "maps.npz", "scores.csv"])
+    assert len(predicted(model, [photos, photos / "good"], tmp_path / "again")) == 4  # each file once
+
+
+def test_without_a_threshold_there_is_no_verdict(photos, tmp_path, undrawn) -> None:
+    unsure = methods.load(methods.save(fitted(), tmp_path / "sure"), "cpu")
+    unsure.threshold.fill_(float("nan"))
+    methods.save(unsure, tmp_path / "model")
+    assert set(predicted(tmp_path / "model", [photos], tmp_path / "out")["verdict"]) == {"no verdict"}
+
+
+def test_coarse_maps_are_laid_over_whole_images(photos, tmp_path) -> None:
+    coarse = detector("pixel_ae", width=4, stages=4, map_stride=4)
+    methods.save(coarse, tmp_path / "model")
+    assert len(predicted(tmp_path / "model", [photos / "good"], tmp_path / "out")) == 2
+    assert np.load(tmp_path / "out/maps.npz")["anomaly_map"].shape == (2, 16, 16)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
