@@ -141,9 +141,9 @@ def test_wrong_use_is_one_line(monkeypatch, tmp_path, arguments: list[str], mess
     ("more", "message"),
     [
         (["--set", "epoch=3"], "no setting 'epoch' in HFRConfig: did you mean epochs?"),
-        (["--set", "epochs=three"], "setting epochs='three' is not of type int: write for instance epochs=8"),
+        (["--set", "epochs=three"], "setting epochs='three' is not of type int: write for instance epochs=20"),
         (["--set", "epochs=0"], "epochs cannot be '0': give a number from 1 up"),
-        (["--set", "mode=l1"], "mode cannot be 'l1': choose among mse, cos, mse+cos"),
+        (["--set", "mode=l1"], "mode cannot be 'l1': choose among normal, mse, cos, mse+cos"),
         (["--set", "widths=8,8"], "widths (8, 8) do not fit 3 levels: give 4 numbers"),
         (["--set", "strides=4,5,16"], f"{LITE0} has no level of stride 5: choose among [2, 4, 8, 16, 32]"),
         (["--set", "seed=3"], "seed is no setting that --set changes"),

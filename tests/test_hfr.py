@@ -148,7 +148,7 @@ def test_the_direction_of_nearly_nothing_does_not_count() -> None:
 
 @pytest.mark.parametrize("fusion", ["sum", "product"])
 def test_the_map_is_the_smoothed_fusion_and_the_score_its_largest_value(fusion: str) -> None:
-    model = detector("hfr", network(), fusion=fusion, sigma=2.0, **SMALL)
+    model = detector("hfr", network(), fusion=fusion, sigma=2.0, score="max", **SMALL)
     images = tensor(weave(2))
     phi = [scoring.upsample(p, (64, 64)) for p in model.residuals(images).values()]
     combined = phi[0] + phi[1] + phi[2] if fusion == "sum" else phi[0] * phi[1] * phi[2]
