@@ -49,10 +49,10 @@ test: $(READY)
 
 quick: $(READY)
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest -m "not book" tests
+	$(BIN)/python -m pytest -m "not book and not slow" tests
 
 test-oldest: $(OLDEST)/.ready
-	$(abspath $(OLDEST))/bin/python -m pytest -m "not book" tests
+	$(abspath $(OLDEST))/bin/python -m pytest -m "not book and not slow" tests
 
 $(OLDEST)/.ready: pyproject.toml oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

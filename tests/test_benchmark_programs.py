@@ -23,6 +23,7 @@ def program(name: str):
     return module
 
 
+@pytest.mark.slow
 def test_attention_as_a_command_leaves_out_and_says_so_what_does_not_fit() -> None:
     options = "--sides 4 --steps 1 --rounds 1 --width 8 --heads 2 --layers 1 --channels 5 --memory 1e-6".split()
     command = [sys.executable, str(PROGRAMS / "attention.py"), *options]

@@ -231,7 +231,7 @@ def test_a_pasted_defect_raises_the_map_where_it_is(settings: dict) -> None:
         model = methods.create(
             "sgfr", backbone=LITE0, image_size=SIZE, device="cpu", **{"atoms": 128, "images": 12, **settings}
         )
-    model.fit(tensor(weave(24)), progress=False)
+    model.fit(tensor(weave(16)), progress=False)
     normal = weave(2, seed=100)
     bad, masks = damage(normal)
     good_maps, bad_maps = model.anomaly_map(tensor(normal)), model.anomaly_map(tensor(bad))

@@ -59,6 +59,7 @@ def test_tool_chain_of_the_book_is_pinned(project):
     assert not {"torch", "numpy"} & set(pinned)
 
 
+@pytest.mark.slow
 def test_an_installed_package_carries_every_module_and_the_ledger(repository, tmp_path):
     """What Colab installs has no source tree beside it, and its chapters show the tables all the same."""
     for name in ("pyproject.toml", "README.md", "uad_core", "results"):
