@@ -48,6 +48,7 @@ print(attention.measure("hungry", "", 300, 1, argparse.Namespace(steps=1, thread
 """
 
 
+@pytest.mark.slow
 def test_the_peak_is_what_the_steps_need_beyond_what_was_there() -> None:
     """In a process of its own, as the program measures: steps that fill 300 MB."""
     ran = subprocess.run([sys.executable, "-c", HUNGRY], cwd=PROGRAMS, check=True, capture_output=True, text=True)

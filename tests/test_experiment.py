@@ -219,11 +219,8 @@ cli.main()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize(
-    "which",
-    [["--category", "beta"], pytest.param(["--category", "all", "--joint"], marks=pytest.mark.slow)],
-    ids=["one", "joint"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [["--category", "beta"], ["--category", "all", "--joint"]], ids=["one", "joint"])
 def test_a_killed_command_repeated_gives_the_metrics_of_the_undisturbed_one(
     data, tmp_path, monkeypatch, which: list[str]
 ) -> None:

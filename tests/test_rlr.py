@@ -90,6 +90,7 @@ def learned(name: str, *strides: int) -> list[float]:
     return [sum(p.numel() for p in net.parameters()) / 1e6 for net in built.nets]
 
 
+@pytest.mark.slow
 def test_weights_are_as_many_as_the_specification_says() -> None:
     assert learned("tf_efficientnet_b6", 8, 16) == pytest.approx([4.34, 17.17], abs=0.005)
     assert sum(learned("tf_efficientnet_b6", 4, 8, 16)) == pytest.approx(22.8, abs=0.05)
@@ -472,6 +473,7 @@ def joint() -> RLR:
     return built.fit(tensor(np.concatenate(classes(16))), progress=False)
 
 
+@pytest.mark.slow
 def test_one_model_sees_a_pasted_patch_in_images_of_either_kind(joint: RLR) -> None:
     for normal in classes(3, seed=7):
         bad, masks = damage(normal)

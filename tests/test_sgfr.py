@@ -225,7 +225,10 @@ def test_fusion_is_the_mean_of_its_kind(fusion: str) -> None:
     assert torch.allclose(sgfr(fusion=fusion).fuse(constant), torch.tensor(2.0), atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"reading": "position"}, {"solver": "elastic_net", "gamma": 5.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"reading": "position"}, pytest.param({"solver": "elastic_net", "gamma": 5.0}, marks=pytest.mark.slow)],
+)
 def test_a_pasted_defect_raises_the_map_where_it_is(settings: dict) -> None:
     with shared_networks():
         model = methods.create(
