@@ -14,6 +14,7 @@ from uad_core import bookbuild, datasets
 from uad_core.errors import UserError
 
 nbformat = pytest.importorskip("nbformat", reason="the tool chain of the book is not installed: pip install .[book]")
+pytest.importorskip("jupyter_book", reason="the tool chain of the book is not installed: pip install .[book]")
 
 
 @pytest.fixture

@@ -77,6 +77,8 @@ def test_a_subset_is_batched_by_its_own_numbers_and_has_a_key_of_its_own(tmp_pat
         for k, level in enumerate(whole.levels):
             assert torch.equal(part.batch(torch.tensor([1]))[k][0], level[1].float())
             assert torch.equal(part.subset(torch.tensor([2, 0])).levels[k], level[[2, 5]])
+            turned = whole.subset(torch.tensor([5, 4, 3, 2, 1, 0])).levels[k]
+            assert torch.equal(turned, level.flip(0))
             assert torch.equal(torch.cat([batch[k] for batch in part.in_order()]), level[[5, 1, 2]].float())
         assert part.only([1]).batch(slice(0, 2))[0].shape[1] == whole.levels[1].shape[1]
 
@@ -124,7 +126,7 @@ def test_what_is_not_finite_is_named() -> None:
 @pytest.mark.parametrize("budget", [2**30, 0])
 def test_live_descriptions_are_drawn_from_the_random_numbers_of_the_moment(monkeypatch, budget: int) -> None:
     monkeypatch.setattr(features, "PIXELS", budget)
-    live = Live(image_set(IMAGES), lambda x: [x], lambda x: x + torch.rand(len(x), 1, 1, 1), "key")
+    live = Live(image_set(IMAGES), lambda x: [x], lambda x: x + torch.rand(len(x), 1, 1, 1), ("drawn",))
     torch.manual_seed(0)
     first, other = live.batch(torch.tensor([3, 1])), live.batch(torch.tensor([3, 1]))
     torch.manual_seed(0)

@@ -115,6 +115,16 @@ def test_fusion_is_sum_or_product_of_all_levels_and_then_smooth(how: str) -> Non
     np.testing.assert_allclose(fuse(residuals, (16, 24), 2.0, how), smooth, atol=1e-5)
 
 
+def test_a_geometric_mean_is_taken_over_levels_and_neighbourhood() -> None:
+    residuals = [noise(2, 4, 6).abs(), noise(2, 2, 3, seed=1).abs()]
+    big = [np.log(np.maximum(upsample(r, (8, 12)).numpy(), 1e-4)) for r in residuals]
+    mean = (big[0] + 0.25 * big[1]) / 1.25
+    np.testing.assert_allclose(fuse(residuals, (8, 12), 0.0, "geometric", [1, 0.25]), np.exp(mean), rtol=1e-5)
+    smooth = np.stack([ndimage.gaussian_filter(m, 1.5, mode="mirror") for m in mean])
+    np.testing.assert_allclose(fuse(residuals, (8, 12), 1.5, "geometric", [1, 0.25]), np.exp(smooth), rtol=1e-4)
+    assert fuse([torch.zeros(1, 4, 4)], (4, 4), 0.0, "geometric").isfinite().all()
+
+
 def test_a_sum_of_logarithms_weighs_its_levels() -> None:
     residuals = [noise(2, 4, 6).abs(), noise(2, 2, 3, seed=1).abs()]
     big = [upsample(r, (8, 12)).numpy() for r in residuals]

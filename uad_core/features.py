@@ -14,6 +14,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,9 @@ Describe = Callable[[Tensor], list[Tensor]]
 class Described(Protocol):
     """A set of N images as a method looks at them."""
 
-    key: str  # names everything that the descriptions depend on
+    @property
+    def key(self) -> str:
+        """Name everything that the descriptions depend on."""
 
     def __len__(self) -> int: ...
 
@@ -77,7 +80,8 @@ class Features:
     def levels(self) -> list[Tensor]:
         """The tensors of all N images; those of files are mapped anew, so that their memory is free again after use."""
         whole = [_opened(store) for store in self._stores]
-        return whole if len(self.rows) == len(whole[0]) else [level[self.rows] for level in whole]
+        everything = torch.equal(self.rows, torch.arange(len(whole[0])))
+        return whole if everything else [level[self.rows] for level in whole]
 
     def batch(self, index: Tensor | slice, device: torch.device | str = "cpu") -> list[Tensor]:
         """Return the descriptions of some images, float32 and channels-last, on `device`."""
@@ -113,12 +117,20 @@ class Live:
     """Descriptions that are made when they are asked for: of images that are augmented, or looked at once.
 
     images: an `ImageSet`, whose pixels are kept as bytes where memory allows. describe: from images (B, 3, H, W) in
-    [0, 1] to what prediction sees. draw: from the same to what is learned from, random or not. key: as for `Features`.
+    [0, 1] to what prediction sees. draw: from the same to what is learned from, random or not. parts: what a
+    description depends on besides the images.
     """
 
-    def __init__(self, images: ImageSet, describe: Describe, draw: Callable[[Tensor], Any], key: str):
-        self.images, self.describe, self.draw, self.key = images, describe, draw, key
+    def __init__(
+        self, images: ImageSet, describe: Describe, draw: Callable[[Tensor], Any], parts: tuple[Backbone | object, ...]
+    ):
+        self.images, self.describe, self.draw, self.parts = images, describe, draw, parts
         self._pixels: Tensor | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """As for `Features`; made when it is asked for, since it takes a look at every image."""
+        return description_key(self.images, *self.parts)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,7 +146,7 @@ class Live:
 
     def subset(self, index: Tensor) -> Live:
         """Return the images of `index` as a set of their own."""
-        return Live(self.images.subset(index.numpy()), self.describe, self.draw, _hash(self.key, index.tolist()))
+        return Live(self.images.subset(index.numpy()), self.describe, self.draw, self.parts)
 
     def _bytes(self, index: Tensor | slice) -> Tensor:
         """Return pixels (B, 3, H, W) as bytes."""

@@ -20,6 +20,7 @@ __all__ = ["feature_distance", "fuse", "gaussian_blur", "image_score", "images_n
            "verdict"]
 
 TOP = 0.002  # of an anomaly map: 131 pixels of 256 x 256
+FAINTEST = 1e-4  # residual below which a logarithm does not fall
 
 
 def feature_distance(f: Tensor, g: Tensor, lambda_d: float = 0.1, lambda_c: float = 1.0) -> Tensor:
@@ -70,15 +71,20 @@ def fuse(
 ) -> Tensor:  # fmt: skip
     """Combine the residual maps of all levels into the anomaly map (N, H, W).
 
-    residuals: one (N, h_k, w_k) per level. how: "sum" or "product" of the upsampled maps, or "log", the sum of
-    log(1 + map), in which a large residual counts without drowning the others; `weights`, one per level, are its.
-    sigma: smoothing, in pixels of the anomaly map.
+    residuals: one (N, h_k, w_k) per level. sigma: smoothing, in pixels of the anomaly map. how:
+    "sum" or "product" of the upsampled maps;
+    "log": the sum of log(1 + map), in which a large residual counts without drowning the others;
+    "geometric": the geometric mean over levels and neighbourhood, in which a very small one counts too.
+    weights: one per level, of the last two.
 
-    Source: HFR chapter, equation (hfr-map) [reconstruction].
+    Source: HFR chapter, equation (hfr-map); SGFR chapter, equation (sgfr-map) [reconstructions].
     """
     maps = torch.stack([upsample(r, size) for r in residuals])  # (K, N, H, W)
+    w = maps.new_tensor(weights or [1.0] * len(maps)).view(-1, 1, 1, 1)
     if how == "log":
-        maps = maps.clamp_min(0).log1p() * maps.new_tensor(weights or [1.0] * len(maps)).view(-1, 1, 1, 1)
+        return gaussian_blur((maps.clamp_min(0).log1p() * w).sum(0), sigma)
+    if how == "geometric":
+        return gaussian_blur((maps.clamp_min(FAINTEST).log() * w).sum(0) / w.sum(), sigma).exp()
     return gaussian_blur(maps.prod(0) if how == "product" else maps.sum(0), sigma)
 
 

@@ -157,10 +157,10 @@ class Detector(nn.Module, ABC):
         if isinstance(images, (Features, Live)):
             return images
         images = as_images(images, self.image_size)
-        key = description_key(images, *self.described_by())
         if self.keeps and keep_it:
+            key = description_key(images, *self.described_by())
             return keep(images, self.describe, key, self.device, cache, progress)
-        return Live(images, self.describe, self.draw, key)
+        return Live(images, self.describe, self.draw, self.described_by())
 
     def described_by(self) -> tuple[object, ...]:
         """Return what a description depends on besides the images: backbones, and settings."""

@@ -32,7 +32,7 @@ from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.sampling import greedy_coreset, random_sample, subspace_sample
 from uad_core.methods.self_expression import Expression, elastic_net, matching_pursuit
 from uad_core.methods.settings import Config, Count, Counts, Size, reconstruction
-from uad_core.methods.spread import NormalSpread, measure_spreads
+from uad_core.methods.spread import NormalSpread, measure_spreads, soft_norm
 
 __all__ = ["SGFR", "SGFRConfig"]
 
@@ -55,23 +55,23 @@ class SGFRConfig(Config):
     sampler: Literal["subspace", "random", "coreset"] = reconstruction(
         "subspace", "'subspace' is the paper's idea by our rule"
     )
-    atoms: Count = reconstruction(512, "patches in the bank (reading 'patch')")
+    atoms: Count = reconstruction(256, "patches in the bank (reading 'patch')")
     images: Count = reconstruction(100, "images in the bank (readings 'map' and 'position')")
-    candidates: Count = reconstruction(10_000, "data points, drawn at random, among which the sampler chooses")
+    candidates: Count = reconstruction(20_000, "data points, drawn at random, among which the sampler chooses")
     banks: Literal["own", "reference"] = reconstruction(
         "own", "each level chooses its atoms, or takes those where the reference level's were (the paper's Fig. 2)"
     )
-    tau: Size = reconstruction(1.0, "of the soft norm, in units of the level's median length; 0 for the usual norm")
+    tau: Size = reconstruction(0.3, "of the soft norm, in units of the level's median length; 0 for the usual norm")
     solver: Literal["omp", "elastic_net"] = reconstruction("omp", "that the combination is sparse is the paper's")
     k: Count = reconstruction(3, "atoms in a combination (omp, and the subspace sampler)")
     l1_ratio: Annotated[float, Field(ge=1e-3, le=1)] = reconstruction(0.9, "tau of the elastic net")
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = reconstruction(
         50.0, "of the elastic net: the penalty is 1/gamma of the one that leaves no atom"
     )
-    fusion: Literal["log", "product", "sum"] = reconstruction(
-        "log", "sum over levels of log(1 + s_l), or their geometric or arithmetic mean"
+    fusion: Literal["geometric", "log", "sum"] = reconstruction(
+        "geometric", "geometric mean of the levels, sum of log(1 + s_l), or sum"
     )
-    others: Size = reconstruction(0.5, "weight in the sum of logarithms of all levels but the reference, whose is 1")
+    others: Size = reconstruction(0.5, "weight among logarithms of all levels but the reference, whose is 1")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
 
 
@@ -173,17 +173,11 @@ class SGFR(FeatureDetector):
 
         Smoothing before enlarging costs a small part of smoothing afterwards, and gives the same metrics to .001.
         """
-        maps = list(residuals.values())
+        maps, config = list(residuals.values()), self.config
         grid = maps[0].shape[-2:]
-        stack = torch.stack([scoring.upsample(s, grid) for s in maps])  # (L, N, h, w)
-        if self.config.fusion == "log":
-            weights = torch.full_like(stack[:, :1, :1, :1], self.config.others)
-            weights[self.reference] = 1.0
-            fused = (stack.log1p() * weights).sum(0)
-        else:
-            fused = stack.mean(0) if self.config.fusion == "sum" else stack.prod(0) ** (1 / len(maps))
-        sigma = self.config.sigma * grid[0] / self.map_size[0]  # from pixels of the map to cells of the grid
-        return scoring.upsample(scoring.gaussian_blur(fused, sigma), self.map_size)
+        sigma = config.sigma * grid[0] / self.map_size[0]  # from pixels of the map to cells of the grid
+        weights = [1.0 if level == self.reference else config.others for level in range(len(maps))]
+        return scoring.upsample(scoring.fuse(maps, grid, sigma, config.fusion, weights), self.map_size)
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         """Draw candidates, and choose each level's bank among them, or all where the reference level's atoms lie."""
@@ -254,7 +248,8 @@ def arrange(f: Tensor, reading: str) -> Tensor:
 
 def soften(points: Tensor, tau: float) -> Tensor:
     """Divide data points (G, n, d) by their length plus tau: y / (‖y‖ + tau); norm 1 for tau = 0."""
-    return points / (points.norm(dim=2, keepdim=True) + tau).clamp_min(1e-9)
+    root = points.shape[2] ** 0.5  # `soft_norm` measures lengths per channel
+    return soft_norm(points, tau / root, dim=2) / root
 
 
 def to_maps(points: Tensor, shape: torch.Size, reading: str) -> Tensor:
