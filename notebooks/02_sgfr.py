@@ -524,10 +524,10 @@ pd.DataFrame(solved).T.style.format("{:.3g}")
 # A direction in which normal features are always missed a little counts little, one in which they never are counts much. $P_l$ is scaled so that $s_l = 1$ means *as badly rebuilt as a normal feature on average*, at every level, and the levels can be joined. The mean of their logarithms keeps one level's huge value from drowning the others, and a level that rebuilds a place unusually well speaks for it:
 #
 # $$
-# A(x) = \mathcal U \exp\Bigl(G_\sigma * \frac{\sum_{l=1}^{L} w_l \log \mathcal U_1 s_l}{\sum_{l=1}^{L} w_l}\Bigr) .
+# A(x) = \mathcal U \exp\Bigl(G_\sigma * \frac1L \sum_{l=1}^{L} \log \mathcal U_1 s_l\Bigr) .
 # $$ (sgfr-map)
 #
-# Here $L = 3$ is the number of levels, $w_l = 1$ for the reference level and $\tfrac12$ for the others ◇, $\mathcal U_1$ brings a map to the reference grid and $\mathcal U$ to the size of the image, both bilinearly, and $G_\sigma$ smooths with a Gaussian of $\sigma = 4$ pixels. So $A(x)$ is a geometric mean, over the levels and over the neighbourhood of $x$. The image score is the mean of the largest 0.2 % of $A(x)$ ◇. As in the {ref}`previous chapter <chapter-hfr>` one normal image in eight is held out: $m_l$, $P_l$ and the threshold of the verdict come from images that gave no atoms. That there are scores at several levels is the paper's.
+# Here $L = 3$ is the number of levels, $\mathcal U_1$ brings a map to the reference grid and $\mathcal U$ to the size of the image, both bilinearly, and $G_\sigma$ smooths with a Gaussian of $\sigma = 4$ pixels. So $A(x)$ is a geometric mean, over the levels and over the neighbourhood of $x$. The image score is the mean of the largest 0.2 % of $A(x)$ ◇. As in the {ref}`previous chapter <chapter-hfr>` one normal image in eight is held out: $m_l$, $P_l$ and the threshold of the verdict come from images that gave no atoms. That there are scores at several levels is the paper's.
 #
 # ```{literalinclude} ../uad_core/methods/sgfr.py
 # :pyobject: SGFR.missed

@@ -112,6 +112,16 @@ def test_products_of_both_sets_stand_side_by_side(book):
     assert len(tables.SETS) == 17 and "paper_fvn01" in tables.table("products", book)
 
 
+def test_methods_stand_side_by_side_where_all_were_run(book):
+    for method, auroc in (("hfr", 0.6), ("knn", 0.7)):
+        add(book, method, "paper_fvn01", 0, auroc, "piped")
+    add(book, "hfr", "paper_bdp01", 0, 0.9, "piped")  # knn was not run on it
+    side = tables.side_by_side("hfr", "knn", folder=book)
+    assert list(side.index) == [("development", "mvtec_ad", "bottle"), ("check", "piped", "paper_fvn01")]
+    assert side[("image_auroc", "hfr")].tolist() == pytest.approx([0.98, 0.6])
+    assert side[("image_auroc", "knn")].tolist() == pytest.approx([0.8, 0.7])
+
+
 def test_cost_table_keeps_runs_whole(book):
     frame = tables.frame("cost", book)
     assert line(frame, category="10 categories")["fit_s"] == 100

@@ -16,7 +16,7 @@ from uad_core.datasets.catalogue import CATALOGUE
 from uad_core.errors import UserError
 from uad_core.methods import METHODS
 
-__all__ = ["KINDS", "SETS", "frame", "names", "table"]
+__all__ = ["KINDS", "SETS", "frame", "names", "side_by_side", "table"]
 
 KINDS = {
     "one-class": "one class normal, all others anomalous: image AUROC of each class and the mean",
@@ -114,6 +114,23 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
     rows = pd.DataFrame(measured.to_dict("records") + reported, columns=measured.columns)
     # Stable: within a data set, measured rows keep their order and reported ones follow.
     return rows.astype({"n_seeds": "Int64"}).sort_values("dataset", kind="stable", ignore_index=True)
+
+
+def side_by_side(*methods: str, folder: Path | None = None) -> pd.DataFrame:
+    """Methods on the products of `SETS` that all of them were run on: means over seeds, as fractions.
+
+    Rows are (set, dataset, category), the development set first; columns are (metric, method), the four metrics that
+    tables show.
+
+    Raises:
+        UserError: as `table`.
+    """
+    measured = frame("products", folder)
+    wanted = measured[measured["method"].isin(methods)]
+    keys = ["set", "dataset", "category"]
+    columns = [(metric, method) for metric in _shown_metrics("products") for method in methods]
+    wide = wanted.pivot_table(index=keys, columns="method", values=_shown_metrics("products"))[columns].dropna()
+    return wide.sort_index(level="set", ascending=False, sort_remaining=False)
 
 
 def _title(name: str) -> str:
