@@ -1,0 +1,384 @@
+"""`uad export`: a fitted detector as one ONNX file, which runs without this package and without PyTorch.
+
+The file holds everything between an image and its score: backbone, method, fusion, smoothing, image score. What is
+needed beside it, such as the threshold and how an image is brought to size, is in its metadata.
+
+PyTorch writes the file by watching the detector work on one batch, so whatever Python decides by the number of images
+would be the same for every batch. Where a method does so, an adapter of this module says the same in other words.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uad_core import methods, scoring
+from uad_core.errors import UserError
+from uad_core.files import replacing
+from uad_core.methods.base import Detector
+from uad_core.methods.rlr import Attention
+from uad_core.methods.self_expression import noise_of, orthogonalise
+from uad_core.methods.sgfr import to_maps
+from uad_core.methods.windows import window_mask
+from uad_core.prediction import image_files, images_of, model_folder, readable
+from uad_core.sources import code_version
+
+__all__ = ["PRECISIONS", "Exported", "export", "session"]
+
+TOLERANCE = 1e-4  # of an anomaly map, relative to its largest value
+BATCHES = (1, 2, 5)  # images at a time with which a file is checked
+OPSET = 17
+CALIBRATED_BY = 64  # images, at most, that set the ranges of int8
+PREPROCESSING = (
+    "decode; apply the EXIF orientation; convert to RGB with 8 bits; resize to image_size (height, width) with "
+    "Pillow's BILINEAR filter, without keeping the aspect ratio; divide by 255; order as (N, 3, H, W), float32"
+)
+PRECISIONS = {"single": "", "half": ".half", "int8": ".int8"}
+"""Precision -> what the name of its file bears before `.onnx`."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file: its precision, its size in bytes, and how far it is from PyTorch.
+
+    map_error, score_error: the largest difference of a map, relative to the map's largest value, and of a score,
+    relative to the score.
+    """
+
+    file: Path
+    precision: str
+    size: int
+    map_error: float
+    score_error: float
+
+
+def export(
+    model: Path, out: Path | None = None, precision: str = "single", images: list[Path] | None = None
+) -> Exported:
+    """Write a fitted detector as one ONNX file, and compare it with PyTorch by onnxruntime.
+
+    model: the folder of a run, or of a saved model. out: the file; else `model.onnx` in that folder. precision:
+    "single", "half" or "int8". images: files, or folders of them, on which the file is compared; int8 needs normal ones
+    to measure the ranges of its numbers, the others take drawn ones without.
+
+    The file has the input `images` (N, 3, H, W), float32 in [0, 1], and the outputs `maps` (N, h, w) and `scores` (N,),
+    float32. It appears whole or not at all.
+
+    Raises UserError where a package is missing, the method cannot be exported, the file in single precision differs
+    from PyTorch by more than `TOLERANCE`, or int8 is asked for without images.
+    """
+    _require_packages()
+    if precision == "int8" and not images:
+        raise UserError("int8 needs normal images to measure the ranges of its numbers: add --images FOLDER")
+    detector = methods.load(model_folder(model), "cpu")
+    out = Path(out) if out else Path(model) / f"model{PRECISIONS[precision]}.onnx"
+    batch = _drawn(detector.image_size) if not images else _read(images, detector.image_size)
+    try:
+        with replacing(out) as part:
+            _write(detector, part, precision, batch)
+            _describe(part, {**_about(detector, model), "precision": precision})
+            map_error, score_error = _compared(detector, part, batch)
+            if precision == "single" and not map_error <= TOLERANCE:
+                raise UserError(_differs(detector, map_error))
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror or error}): choose another --out") from None
+    return Exported(out, precision, out.stat().st_size, map_error, score_error)
+
+
+def session(file: Path, threads: int = 0):
+    """Return onnxruntime's session of an exported file, on the processor; threads: 0 leaves the choice to it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"uad export needs {' and '.join(missing)}: install with `pip install 'uad-core[export]'`")
+
+
+# --- the detector as one function of images ------------------------------------------------------------------------
+
+
+class Graph(nn.Module):
+    """A detector as a function: images (N, 3, H, W) -> maps (N, h, w), scores (N,).
+
+    Adapters overwrite what a method would decide by the number of images.
+    """
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.detector.fuse(self.residuals(self.detector.describe(images)))
+        return maps, self.scores(maps)
+
+    def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
+        return self.detector.map_residuals(description)
+
+    def scores(self, maps: Tensor) -> Tensor:
+        """The image scores: `scoring.image_score` with the number of pixels known beforehand."""
+        height, width = self.detector.map_size
+        if self.detector.config.score != "top":
+            return scoring.image_score(maps, self.detector.config.score)
+        most = max(1, round(scoring.TOP * height * width))
+        return maps.flatten(1).topk(most, dim=1).values.mean(1)
+
+
+class _SGFR(Graph):
+    """SGFR's pursuit of all points at once, with the residual alone as result; grids known beforehand."""
+
+    def __init__(self, detector: Detector):
+        super().__init__(detector)
+        if detector.config.solver != "omp":
+            raise UserError("its elastic net repeats until it is done, which no fixed graph can: fit with solver=omp")
+        sizes = [tuple(f.shape[-2:]) for f in detector.describe(torch.zeros(1, 3, *detector.image_size))]
+        grid = sizes[detector.reference]
+        self.near = [size[1] >= grid[1] for size in sizes]
+        # Adaptive pooling, of which ONNX knows a special case only, is a product with one matrix along each axis.
+        self.pools = [tuple(map(_pooling, size, grid)) if size[1] > grid[1] else None for size in sizes]
+
+    def levels(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """As `SGFR.levels`."""
+        size, levels = self.detector.config.patch, []
+        for f, near, pool in zip(pyramid, self.near, self.pools):
+            f = F.avg_pool2d(f, size, 1, size // 2, count_include_pad=False) if near else f
+            levels.append(f if pool is None else pool[0] @ f @ pool[1].T)
+        return levels
+
+    def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
+        sgfr, levels = self.detector, self.levels(description)
+        rests = [_pursue(y, bank, sgfr.config.k) for y, bank in zip(sgfr.points(levels), sgfr.banks)]
+        maps = [to_maps(rest, f.shape, sgfr.config.reading) for rest, f in zip(rests, levels)]
+        return {f"s_{level}": spread(m) for level, (spread, m) in enumerate(zip(sgfr.spreads, maps), 1)}
+
+
+class _NearestNeighbour(Graph):
+    """The nearest stored patch of all patches at once."""
+
+    def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
+        knn = self.detector
+        points = knn.patches(description)  # (N, h·w, ΣC)
+        rest = knn.memory.square().sum(1) - 2 * points @ knn.memory.T  # (N, h·w, m)
+        nearest = (rest.amin(2) + points.square().sum(2)).clamp_min(0).sqrt()
+        return {"nearest": nearest.unflatten(1, description[0].shape[-2:])}
+
+
+class _RLR(Graph):
+    """RLR with an attention in windows that leaves the images apart."""
+
+    def __init__(self, detector: Detector):
+        super().__init__(detector)
+        for module in detector.modules():
+            if isinstance(module, Attention) and module.kind == "lca":
+                module.attend = partial(_attend_locally, module)
+
+    def scores(self, maps: Tensor) -> Tensor:
+        return super().scores(scoring.gaussian_blur(maps, self.detector.config.sigma))
+
+
+ADAPTERS: dict[str, Callable[[Detector], Graph]] = {"sgfr": _SGFR, "knn": _NearestNeighbour, "rlr": _RLR}
+
+
+def _pooling(before: int, after: int) -> Tensor:
+    """Return the matrix (after, before) of adaptive average pooling along an axis."""
+    return F.adaptive_avg_pool1d(torch.eye(before), after).T
+
+
+def _pursue(y: Tensor, atoms: Tensor, k: int) -> Tensor:
+    """Return what k atoms (G, m, d) leave of points (G, n, d): the residual of `matching_pursuit`."""
+    residual, basis, noise = y, [], noise_of(y)
+    places = torch.arange(atoms.shape[1])
+    free = torch.ones_like(y[..., :1], dtype=torch.bool)  # (G, n, m) after the first step
+    for _ in range(min(k, *atoms.shape[1:])):
+        correlation = torch.where(free, (residual @ atoms.transpose(1, 2)).abs(), 0.0)  # (G, n, m)
+        strength, j = correlation.max(2)  # (G, n)
+        q, _coordinates = orthogonalise(_rows(atoms, j), basis, strength > noise)
+        residual = residual - (residual * q).sum(-1, keepdim=True) * q
+        basis.append(q)
+        free = free & (places != j[..., None])
+    return residual
+
+
+def _rows(atoms: Tensor, index: Tensor) -> Tensor:
+    """Look up atoms (G, m, d) by index (G, n): (G, n, d)."""
+    if atoms.shape[0] == 1:
+        return atoms[0][index]
+    return torch.gather(atoms, 1, index[..., None].expand(-1, -1, atoms.shape[2]))
+
+
+def _attend_locally(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend as `windows.local_attention` does, with a mask over the whole grid: q (N, H, L, c) -> (N, L, H·c)."""
+    inside = window_mask(attention.grid, attention.window)  # (L, L)
+    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~inside, -torch.inf).softmax(-1)
+    return attention.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def _write(detector: Detector, file: Path, precision: str, batch: np.ndarray) -> None:
+    """Write the file in a precision; batch: images (N, 3, H, W), which set the ranges of int8."""
+    if precision == "single":
+        return _write_single(detector, file)
+    with TemporaryDirectory() as folder:
+        single = Path(folder) / "single.onnx"
+        _write_single(detector, single)
+        _halve(single, file) if precision == "half" else _quantise(single, file, batch)
+
+
+def _write_single(detector: Detector, file: Path) -> None:
+    """Trace the detector on two images, so that no axis of length one is taken for a constant."""
+    names = ["images", "maps", "scores"]
+    example = torch.from_numpy(_drawn(detector.image_size)[:2])
+    try:
+        graph = ADAPTERS.get(detector.name, Graph)(detector)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the trace takes for constant is: only N varies
+            torch.onnx.export(
+                graph, (example,), str(file), input_names=names[:1], output_names=names[1:], opset_version=OPSET,
+                dynamic_axes={name: {0: "N"} for name in names}, dynamo=False,
+            )  # fmt: skip
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{detector.name} cannot be exported: {reason}") from error
+
+
+def _halve(single: Path, file: Path) -> None:
+    """Write the numbers of a file in half precision; input and outputs stay float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(single), keep_io_types=True), file)
+
+
+def _quantise(single: Path, file: Path, batch: np.ndarray) -> None:
+    """Write the convolutions of a file in 8 bits; ranges are those of a batch of images (N, 3, H, W)."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        left = iter(batch[:CALIBRATED_BY])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.left, None)
+            return None if image is None else {"images": image[None]}
+
+    quantize_static(
+        single, file, Images(), op_types_to_quantize=["Conv"], nodes_to_exclude=_smoothing(onnx.load(single)),
+        per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+    )  # fmt: skip
+
+
+def _smoothing(model) -> list[str]:
+    """Name the convolutions with one channel, which smooth the anomaly map: its range is wider than 8 bits."""
+    channels = {weight.name: weight.dims[0] for weight in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and channels.get(node.input[1], 1) == 1]
+
+
+def _about(detector: Detector, model: Path) -> dict[str, Any]:
+    """What a program needs beside the file, and where the detector comes from."""
+    backbone = getattr(detector, "backbone", None)
+    there = bool(detector.threshold.isfinite())
+    return {
+        "method": detector.name,
+        "names": {"input": "images", "maps": "maps", "scores": "scores"},
+        "image_size": detector.image_size,
+        "map_size": detector.map_size,
+        "map_stride": detector.config.map_stride,
+        "preprocessing": PREPROCESSING,
+        "threshold": detector.threshold.item() if there else None,
+        "false_alarm_rate": detector.config.false_alarms if there else None,
+        "held_out": len(detector.normal_scores),
+        "backbone": backbone.name if backbone else None,
+        "weights_sha256": backbone.weights_sha256 if backbone else None,
+        "fitted_on": _fitted_on(model),
+        "code_version": code_version(type(detector).__module__),
+    }
+
+
+def _fitted_on(model: Path) -> dict[str, Any] | None:
+    """Name the data of the run that a model comes from, or None where the folder holds a model alone."""
+    result = model / "result.json"
+    if not result.is_file():
+        return None
+    about = json.loads(result.read_text(encoding="utf-8"))
+    return {key: about[key] for key in ("dataset", "category", "n_train", "profile", "seed")}
+
+
+def _describe(file: Path, about: dict[str, Any]) -> None:
+    """Put metadata into a file: a text as it is, everything else as JSON."""
+    import onnx
+
+    model = onnx.load(file)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, file)
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------
+
+
+def _compared(detector: Detector, file: Path, images: np.ndarray) -> tuple[float, float]:
+    """Return the largest relative differences of maps and scores from PyTorch's, over several batch sizes."""
+    run = session(file, torch.get_num_threads()).run
+    errors = []
+    for size in BATCHES:
+        batch = images[:size]
+        found = run(["maps", "scores"], {"images": batch})
+        with torch.no_grad():
+            maps = detector.anomaly_map(torch.from_numpy(batch))
+        wanted = maps.numpy(), detector.score_maps(maps).numpy()
+        errors.append([_relative(a, b) for a, b in zip(found, wanted)])
+    maps, scores = np.max(errors, axis=0).tolist()
+    return maps, scores
+
+
+def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference of an entry of a batch, relative to the entry's largest value."""
+    rows = len(wanted)
+    scale = np.abs(wanted).reshape(rows, -1).max(1)
+    return float((np.abs(found - wanted).reshape(rows, -1).max(1) / scale).max())
+
+
+def _differs(detector: Detector, error: float) -> str:
+    versions = f"torch {torch.__version__}"
+    return (
+        f"{detector.name}: the exported maps differ from PyTorch's by {error:.1e} of their largest value, more than "
+        f"{TOLERANCE:g}, with {versions}: nothing was written; try other versions of torch and onnxruntime"
+    )
+
+
+def _drawn(size: tuple[int, int]) -> np.ndarray:
+    """Draw images (5, 3, H, W) in [0, 1] that are smooth with some noise, always the same."""
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(max(BATCHES), 3, 8, 8, generator=random)
+    smooth = F.interpolate(coarse, size, mode="bicubic") + 0.05 * torch.randn(1, 3, *size, generator=random)
+    return smooth.clamp(0, 1).numpy()
+
+
+def _read(paths: list[Path], size: tuple[int, int]) -> np.ndarray:
+    """Read images (N, 3, H, W) in [0, 1] at a size: enough to compare with, and at most those that calibrate."""
+    files, _ = readable(list(image_files(paths))[:CALIBRATED_BY])
+    if not files:
+        raise UserError(f"none of the images in {paths[0]} can be read: name another folder with --images")
+    repeated = [*files, *files[: max(0, max(BATCHES) - len(files))]]
+    return images_of(repeated, size).images().numpy()
