@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
@@ -93,13 +94,17 @@ def predict_files(
         maps, scores = detector.predict(pictures, progress=progress)
     rows = [Verdict(*row) for row in zip(pictures.paths, scores.tolist(), detector.verdicts(scores))]
     prediction = Prediction(rows, unreadable)
+    names = [files[file] for file in sound]
+    seen = report.Seen(
+        pictures, maps, scores, [name.as_posix() for name in names], unreadable=unreadable,
+        ms_per_image=1000 * watch.seconds / len(rows), facts=_facts(model),
+    )  # fmt: skip
     try:
         with new_folder(out) as work:
-            _write(work, prediction, _unique_names([files[file] for file in sound]), pictures, maps, detector)
+            _write(work, prediction, _unique_names(names), pictures, maps, detector)
             if json_lines:
                 (work / "scores.jsonl").write_text(prediction.json_lines(), encoding="utf-8")
             if page:
-                seen = report.Seen(pictures, maps, scores, unreadable=unreadable, ms_per_image=_per_image(watch, rows))
                 (work / "report.html").write_text(report.page(detector, seen), encoding="utf-8")
     except OSError as error:
         raise UserError(
@@ -108,8 +113,12 @@ def predict_files(
     return prediction
 
 
-def _per_image(watch: Stopwatch, rows: list[Verdict]) -> float:
-    return 1000 * watch.seconds / len(rows)
+def _facts(model: Path) -> dict[str, str]:
+    """Say where a model comes from: the data of its run, where there is one, and a hash of what was fitted."""
+    weights = sha256((model_folder(model) / "model.safetensors").read_bytes()).hexdigest()
+    result = model / "result.json"
+    facts = report.run_facts(json.loads(result.read_text(encoding="utf-8"))) if result.is_file() else {}
+    return {**facts, "model sha256": weights}
 
 
 def model_folder(folder: Path) -> Path:
