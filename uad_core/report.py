@@ -106,10 +106,13 @@ def _write(experiment: Experiment, place: Path, members: list) -> Path:
 
 def run_facts(result: dict) -> dict[str, str]:
     """Return what a `result.json` says of data and metrics, as texts."""
-    shown = {name.replace("_", " "): f"{value:.1%}" for name, value in result["metrics"].items() if value is not None}
-    data = f"{result['dataset']} / {result['category']}, {result['n_train']} training images"
-    return {"fitted on": data, "profile": result["profile"], **shown,
-            "data sha256": result["fingerprint"].get("data_sha256") or "of each category: see result.json"}  # fmt: skip
+    shown = [f"{name.replace('_', ' ')} {value:.1%}" for name, value in result["metrics"].items() if value is not None]
+    return {
+        "fitted on": f"{result['dataset']} / {result['category']}, {result['n_train']} training images",
+        "profile": result["profile"],
+        "metrics of that run": ", ".join(shown) or "none: no test images with defects",
+        "data sha256": result["fingerprint"].get("data_sha256") or "of each category: see result.json",
+    }
 
 
 # --- what is said --------------------------------------------------------------------------------------------------
@@ -124,8 +127,8 @@ def promise(detector: Detector) -> str:
     start = f"Threshold {detector.threshold.item():.4g}, from {m} held-out normal images"
     if m < enough:
         return (
-            f"{start}: at most {rate:.1%} false alarms if the logarithms of normal scores follow a normal law; "
-            f"{enough} held-out images, of {8 * enough}, would need no such assumption."
+            f"{start}: at most {rate:.1%} false alarms if the logarithms of normal scores follow a normal law; with "
+            f"{enough} held-out images, one in eight of {8 * enough}, no such assumption is needed."
         )
     k = math.floor(rate * (m + 1) + 1e-9)
     # The share of further normal images above the k-th largest of m scores follows a beta law.
@@ -149,21 +152,26 @@ def _check_reading(seen: Seen) -> Iterator[str]:
 
 
 def _check_threshold(detector: Detector, seen: Seen) -> Iterator[str]:
-    threshold, held = detector.threshold.item(), detector.normal_scores.cpu().numpy()
+    threshold = detector.threshold.item()
     if not math.isfinite(threshold) or not len(seen.scores):
         return
     near = int((np.abs(seen.scores - threshold) < NEAR * threshold).sum())
     if near:
-        yield f"{_count(near, 'image')} within {NEAR:.0%} of the threshold: look at them before you trust the verdict."
-    normal = seen.scores[seen.scores <= threshold]
+        yield f"{_count(near, 'score')} within {NEAR:.0%} of the threshold: look at these images first."
+    normal = seen.scores[seen.scores <= threshold if seen.labels is None else ~seen.labels.astype(bool)]
     if len(normal):
-        above = (normal > np.median(held)).mean()
-        yield (
-            f"Of the images called normal, {above:.0%} score above the median of the held-out normal images "
-            f"({np.median(held):.3g}). About half is as it should be; far more means that light, focus, pose or the "
-            "product has changed since the fit: fit again on good images of today."
-        )
+        yield _drift(normal, detector.normal_scores.cpu().numpy(), "called" if seen.labels is None else "labelled")
     yield "A good part above the threshold is a false alarm: add it to the training images and fit again."
+
+
+def _drift(normal: np.ndarray, held: np.ndarray, known: str) -> str:
+    """Compare normal scores with those of the held-out images: how to notice that the line has changed."""
+    above, middle = (normal > np.median(held)).mean(), np.median(held)
+    return (
+        f"Of the images {known} normal, {above:.0%} score above {middle:.3g}, the median of the held-out normal ones. "
+        "About half is as it should be; far more means that light, focus, pose or the product has changed since the "
+        "fit, or that few images were held out: fit again on good images of today."
+    )
 
 
 def _check_view(detector: Detector, seen: Seen) -> Iterator[str]:
@@ -280,7 +288,8 @@ def _levels(detector: Detector, seen: Seen) -> str:
     sheet.savefig(buffer, format="png", dpi=120)
     names = ", ".join(f"{title}: {seen.names[i]}" for title, i in zip(titles, chosen))
     text = f"Where each level of the method sees an anomaly; bright is large, one scale for all. {names}."
-    return webpage.section("Level by level", webpage.embedded(buffer.getvalue(), "png", text), webpage.paragraph(text))
+    drawing = webpage.wide(webpage.embedded(buffer.getvalue(), "png", text))
+    return webpage.section("Level by level", webpage.paragraph(text), drawing)
 
 
 def _unreadable(seen: Seen) -> str:
@@ -304,7 +313,7 @@ def _made_of(detector: Detector, seen: Seen) -> str:
     height, width = detector.image_size
     rows = {
         "method": detector.name, "backbone": backbone.name if backbone else "none", "image size": f"{width} x {height}",
-        "seed": detector.seed, "threshold": detector.threshold.item(), **seen.facts,
+        "seed": detector.seed, "threshold": f"{detector.threshold.item():.6g}", **seen.facts,
         "weights sha256": backbone.weights_sha256 if backbone else "none",
         "code version": code_version(type(detector).__module__),
     }  # fmt: skip

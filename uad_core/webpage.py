@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 __all__ = ["details", "document", "embedded", "figure", "gallery", "histogram", "items", "paragraph", "picture",
-           "section", "table"]
+           "section", "table", "wide"]
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --page: #fff; --soft: #5a5a5a; --line: #d5d5d5; --panel: #f5f5f5;
@@ -33,7 +33,9 @@ figure { margin: 0; }
 .gallery figure { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
 img, svg { display: block; max-width: 100%; height: auto; }
-.pair img { width: 100%; }
+.pair img, svg { width: 100%; }
+svg { max-width: 40rem; }
+.scroll img { max-width: none; width: 40rem; }
 figcaption { font-size: .9rem; color: var(--soft); }
 .anomalous { color: var(--anomalous); font-weight: 600; }
 .normal { color: var(--normal); font-weight: 600; }
@@ -41,9 +43,10 @@ figcaption { font-size: .9rem; color: var(--soft); }
 table { border-collapse: collapse; font-size: .95rem; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
+td:first-child { min-width: 6.5rem; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 summary { cursor: pointer; padding: .3rem 0; }
-svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 """
 QUALITY = 82  # of JPEG pictures
 BINS = 30
@@ -86,7 +89,7 @@ def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
     """Return rows of cells as a table; numbers stand at the right."""
     top = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>" if head else ""
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{top}\n{body}</table></div>'
+    return wide(f"<table>{top}\n{body}</table>")
 
 
 def _cell(value: object) -> str:
@@ -110,6 +113,11 @@ def embedded(file: bytes, kind: str, text: str) -> str:
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{data}">'
 
 
+def wide(part: str) -> str:
+    """Return a part that keeps its width on a small screen, where it is moved sideways."""
+    return f'<div class="scroll">{part}</div>'
+
+
 def gallery(figures: Iterable[str]) -> str:
     """Return figures side by side, as many as the page is wide for."""
     return f'<div class="gallery">{"".join(figures)}</div>'
@@ -123,7 +131,7 @@ def figure(pictures: Iterable[str], name: str, verdict: str, rest: str) -> str:
 
 # --- a histogram that follows the colours of the page --------------------------------------------------------------
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 44, 44, 26  # pixels of the drawing, and what its axes take
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 220, 36, 44, 26  # pixels of the drawing, and what its axes take
 
 
 def histogram(groups: Mapping[str, np.ndarray], threshold: float | None, label: str) -> str:
@@ -156,7 +164,7 @@ def histogram(groups: Mapping[str, np.ndarray], threshold: float | None, label: 
     base = f'<path d="M{LEFT} {y(0):.1f}H{WIDTH - 8}" stroke="var(--soft)"/>'
     title = f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>'
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="histogram of {escape(label)}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="histogram of {escape(label)}">'
         f"{base}{whole}{zero}{title}{ticks}{''.join(parts)}</svg>"
     )
 
