@@ -10,8 +10,12 @@ would be the same for every batch. Where a method does so, an adapter of this mo
 from __future__ import annotations
 
 import json
+import logging
+import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -42,8 +46,9 @@ BATCHES = (1, 2, 5)  # images at a time with which a file is checked
 OPSET = 17
 CALIBRATED_BY = 64  # images, at most, that set the ranges of int8
 PREPROCESSING = (
-    "decode; apply the EXIF orientation; convert to RGB with 8 bits; resize to image_size (height, width) with "
-    "Pillow's BILINEAR filter, without keeping the aspect ratio; divide by 255; order as (N, 3, H, W), float32"
+    "decode; apply the EXIF orientation; convert to RGB with 8 bits (16 bits divided by 257, alpha on black); resize "
+    "to image_size (height, width) with Pillow's BILINEAR filter, without keeping the aspect ratio; divide by 255; "
+    "order as (N, 3, H, W), float32"
 )
 PRECISIONS = {"single": "", "half": ".half", "int8": ".int8"}
 """Precision -> what the name of its file bears before `.onnx`."""
@@ -251,8 +256,7 @@ def _write_single(detector: Detector, file: Path) -> None:
     example = torch.from_numpy(_drawn(detector.image_size)[:2])
     try:
         graph = ADAPTERS.get(detector.name, Graph)(detector)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the trace takes for constant is: only N varies
+        with torch.no_grad(), _silence():
             torch.onnx.export(
                 graph, (example,), str(file), input_names=names[:1], output_names=names[1:], opset_version=OPSET,
                 dynamic_axes={name: {0: "N"} for name in names}, dynamo=False,
@@ -260,6 +264,28 @@ def _write_single(detector: Detector, file: Path) -> None:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{detector.name} cannot be exported: {reason}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep two libraries from saying more than one line: warnings, log, and what PyTorch prints past Python.
+
+    What its trace takes for constant is constant, since only the number of images varies; where it fails, it prints
+    its whole graph, and the exception says why.
+    """
+    level = logging.root.manager.disable
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with warnings.catch_warnings(), open(os.devnull, "wb") as nothing:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        os.dup2(nothing.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+            logging.disable(level)
 
 
 def _halve(single: Path, file: Path) -> None:
@@ -282,10 +308,10 @@ def _quantise(single: Path, file: Path, batch: np.ndarray) -> None:
             image = next(self.left, None)
             return None if image is None else {"images": image[None]}
 
-    quantize_static(
-        single, file, Images(), op_types_to_quantize=["Conv"], nodes_to_exclude=_smoothing(onnx.load(single)),
-        per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-    )  # fmt: skip
+    options = dict(per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8)
+    left_out = _smoothing(onnx.load(single))
+    with _silence():
+        quantize_static(single, file, Images(), op_types_to_quantize=["Conv"], nodes_to_exclude=left_out, **options)
 
 
 def _smoothing(model) -> list[str]:

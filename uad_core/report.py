@@ -208,8 +208,8 @@ def _right_and_wrong(detector: Detector, seen: Seen) -> list[str]:
         return []
     called, bad = seen.scores > detector.threshold.item(), seen.labels.astype(bool)
     return [
-        f"Of {_count(int((~bad).sum()), 'normal test image')}, {int((called & ~bad).sum())} were called anomalous; "
-        f"of {_count(int(bad.sum()), 'anomalous one')}, {int((~called & bad).sum())} were missed."
+        f"False alarms: {(called & ~bad).sum()} of {_count((~bad).sum(), 'normal test image')}. "
+        f"Missed: {(~called & bad).sum()} of {_count(bad.sum(), 'anomalous one')}."
     ]
 
 
