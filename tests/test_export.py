@@ -138,7 +138,7 @@ def test_a_file_that_differs_is_not_left(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export_, "_write", lambda detector, file, *rest: file.write_bytes(b"another model"))
     monkeypatch.setattr(export_, "_describe", lambda *arguments: None)
     for error in (2e-4, float("nan")):
-        monkeypatch.setattr(export_, "_compared", lambda *arguments, error=error: (error, error))
+        monkeypatch.setattr(export_, "_compared", lambda *arguments, error=error: (np.full(8, error),) * 2)
         found = refused("export", run, "--out", tmp_path / "new.onnx")
         assert f"maps differ from PyTorch's by {error:.1e} of their largest value, more than 0.0001" in found
         assert inside(tmp_path) == []
@@ -161,3 +161,13 @@ def test_what_is_missing_is_named(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export_, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs onnx and onnxruntime: install with `pip install 'uad-core\[export\]'`"):
         export(run)
+
+
+def test_only_a_method_that_chooses_may_differ_in_single_images() -> None:
+    errors = np.array([1e-6] * 7 + [1e-2])
+    chooser = methods.create("sgfr", backbone=LITE0, image_size=SIZE, device="cpu")
+    export_._require_agreement(chooser, errors)
+    with pytest.raises(UserError, match="differ from PyTorch's by 1.0e-02"):
+        export_._require_agreement(fitted(), errors)
+    with pytest.raises(UserError, match="differ"):
+        export_._require_agreement(chooser, 200 * errors)
