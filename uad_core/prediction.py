@@ -85,23 +85,10 @@ def predict_files(
     files = image_files(images)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out")
-    sound, unreadable = readable(list(files))
-    if not sound:
-        first = next(iter(unreadable.values()))
-        raise UserError(f"none of the {len(files)} images can be read; the first: {first}")
-    pictures = images_of(sound, detector.image_size)
-    with Stopwatch(detector.device) as watch:
-        maps, scores = detector.predict(pictures, progress=progress)
-    rows = [Verdict(*row) for row in zip(pictures.paths, scores.tolist(), detector.verdicts(scores))]
-    prediction = Prediction(rows, unreadable)
-    names = [files[file] for file in sound]
-    seen = report.Seen(
-        pictures, maps, scores, [name.as_posix() for name in names], unreadable=unreadable,
-        ms_per_image=1000 * watch.seconds / len(rows), facts=_facts(model),
-    )  # fmt: skip
+    prediction, seen = _judge(detector, files, _facts(model), progress)
     try:
         with new_folder(out) as work:
-            _write(work, prediction, _unique_names(names), pictures, maps, detector)
+            _write(work, detector, prediction, seen)
             if json_lines:
                 (work / "scores.jsonl").write_text(prediction.json_lines(), encoding="utf-8")
             if page:
@@ -111,6 +98,23 @@ def predict_files(
             f"cannot write to {out} ({error.strerror or error}): free space there or choose another --out"
         ) from None
     return prediction
+
+
+def _judge(
+    detector: Detector, files: dict[Path, Path], facts: dict[str, str], progress: bool
+) -> tuple[Prediction, report.Seen]:
+    """Map and score the files that can be read, and time it."""
+    sound, unreadable = readable(list(files))
+    if not sound:
+        first = next(iter(unreadable.values()))
+        raise UserError(f"none of the {len(files)} images can be read; the first: {first}")
+    pictures = images_of(sound, detector.image_size)
+    with Stopwatch(detector.device) as watch:
+        maps, scores = detector.predict(pictures, progress=progress)
+    rows = [Verdict(*row) for row in zip(pictures.paths, scores.tolist(), detector.verdicts(scores))]
+    names, time = [files[file].as_posix() for file in sound], 1000 * watch.seconds / len(rows)
+    seen = report.Seen(pictures, maps, scores, names, unreadable=unreadable, ms_per_image=time, facts=facts)
+    return Prediction(rows, unreadable), seen
 
 
 def _facts(model: Path) -> dict[str, str]:
@@ -179,11 +183,10 @@ def _unique_names(files: list[Path]) -> list[str]:
     return list(names.values())
 
 
-def _write(
-    work: Path, prediction: Prediction, names: list[str], pictures: ImageSet, maps: np.ndarray, detector: Detector
-) -> None:
+def _write(work: Path, detector: Detector, prediction: Prediction, seen: report.Seen) -> None:
     """Write overlays, one at a time, scores and maps into a folder."""
-    rows = prediction.rows
+    rows, maps, pictures = prediction.rows, seen.maps, seen.pictures
+    names = _unique_names([Path(name) for name in seen.names])
     vmin, vmax = plots.limits(maps)
     for i, (row, name) in enumerate(zip(rows, names)):
         title = name.replace("$", r"\$")  # or the plot reads it as mathematics
@@ -193,5 +196,4 @@ def _write(
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         sheet.savefig(work / f"{name}.png")
     prediction.table().to_csv(work / "scores.csv", index=False)
-    scores = np.array([row.score for row in rows], np.float32)
-    np.savez(work / "maps.npz", anomaly_map=maps, score=scores, path=np.array(pictures.paths))
+    np.savez(work / "maps.npz", anomaly_map=maps, score=seen.scores, path=np.array(pictures.paths))
