@@ -118,7 +118,10 @@ def test_half_and_int8_are_smaller_and_close(run, tmp_path) -> None:
     int8 = export(run, tmp_path / "int8.onnx", "int8", normal)
     single = (run / "model.onnx").stat().st_size
     assert half.size < 0.6 * single and int8.size < 0.5 * single
-    assert half.map_error < 0.02 and 0 < int8.score_error < 1  # how close int8 is depends on the images
+    assert half.map_error < 0.02 and half.verdict
+    # So small a model is moved far by eight bits: its threshold would call good images anomalous.
+    threshold = json.loads(session(int8.file).get_modelmeta().custom_metadata_map["threshold"])
+    assert int8.score_error > 0.1 and not int8.verdict and threshold is None
     scores = session(int8.file).run(["scores"], {"images": tensor(damage(weave(3, seed=5))[0]).numpy()})[0]
     assert scores.min() > fitted().threshold.item()
 

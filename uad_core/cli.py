@@ -160,9 +160,11 @@ def export(
     if half and int8:
         raise UserError("--half and --int8 exclude each other: export twice, to two files")
     done = export_.export(model, out, "int8" if int8 else "half" if half else "single", images)
+    without = "; no verdict: it has no threshold (there is none, or it does not hold for such scores)"
     typer.echo(
         f"{done.file}: {done.size / 1e6:.1f} MB, {done.precision} precision; differs from PyTorch by at most "
         f"{done.map_error:.1e} in the maps and {done.score_error:.1e} in the scores (relative)"
+        + ("" if done.verdict else without)
     )
 
 

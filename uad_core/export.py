@@ -42,6 +42,7 @@ from uad_core.sources import code_version
 __all__ = ["PRECISIONS", "Exported", "export", "session"]
 
 TOLERANCE = 1e-4  # of an anomaly map, relative to its largest value
+MOVED = 0.1  # of a score: beyond it, the threshold does not hold for the file
 BATCHES = (1, 2, 5)  # images at a time with which a file is checked
 OPSET = 17
 CALIBRATED_BY = 64  # images, at most, that set the ranges of int8
@@ -59,7 +60,8 @@ class Exported:
     """An exported file: its precision, its size in bytes, and how far it is from PyTorch.
 
     map_error, score_error: the largest difference of a map, relative to the map's largest value, and of a score,
-    relative to the score.
+    relative to the score. verdict: whether the file has a threshold; it has none where its scores differ by more than
+    `MOVED` from those that the threshold was placed for.
     """
 
     file: Path
@@ -67,6 +69,7 @@ class Exported:
     size: int
     map_error: float
     score_error: float
+    verdict: bool
 
 
 def export(
@@ -94,13 +97,17 @@ def export(
     try:
         with replacing(out) as part:
             _write(detector, part, precision, batch)
-            _describe(part, {**_about(detector, model), "precision": precision})
             map_errors, score_errors = _compared(detector, part, batch)
             if precision == "single":
                 _require_agreement(detector, map_errors)
+            about = {**_about(detector, model), "precision": precision}
+            if not score_errors.max() <= MOVED:
+                about["threshold"] = None  # it was placed for other scores
+            _describe(part, about)
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror or error}): choose another --out") from None
-    return Exported(out, precision, out.stat().st_size, map_errors.max().item(), score_errors.max().item())
+    errors = map_errors.max().item(), score_errors.max().item()
+    return Exported(out, precision, out.stat().st_size, *errors, verdict=about["threshold"] is not None)
 
 
 def session(file: Path, threads: int = 0):
