@@ -19,7 +19,7 @@ ORDER = [
     ["methods"],
     ["metrics"],
     ["cost", "experiment", "visualisation", "plots"],
-    ["ledger", "papers", "webpage"],
+    ["ledger", "papers", "webpage", "graph"],
     ["report"],
     ["prediction"],
     ["export"],

@@ -2,9 +2,6 @@
 
 The file holds everything between an image and its score: backbone, method, fusion, smoothing, image score. What is
 needed beside it, such as the threshold and how an image is brought to size, is in its metadata.
-
-PyTorch writes the file by watching the detector work on one batch, so whatever Python decides by the number of images
-would be the same for every batch. Where a method does so, an adapter of this module says the same in other words.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,16 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from uad_core import methods, scoring
+from uad_core import methods
 from uad_core.errors import UserError
 from uad_core.files import replacing
+from uad_core.graph import as_graph, chooses
 from uad_core.methods.base import Detector
-from uad_core.methods.rlr import Attention
-from uad_core.methods.self_expression import noise_of, orthogonalise
-from uad_core.methods.sgfr import to_maps
-from uad_core.methods.windows import window_mask
 from uad_core.prediction import image_files, images_of, model_folder, readable
 from uad_core.sources import code_version
 
@@ -126,131 +118,6 @@ def _require_packages() -> None:
         raise UserError(f"uad export needs {' and '.join(missing)}: install with `pip install 'uad-core[export]'`")
 
 
-# --- the detector as one function of images ------------------------------------------------------------------------
-
-
-class Graph(nn.Module):
-    """A detector as a function: images (N, 3, H, W) -> maps (N, h, w), scores (N,).
-
-    Adapters overwrite what a method would decide by the number of images.
-    """
-
-    # Whether the method chooses one of several that may be equally good up to rounding: then a map may differ at a
-    # place where PyTorch chose another, and it is the median over images that must agree.
-    chooses = False
-
-    def __init__(self, detector: Detector):
-        super().__init__()
-        self.detector = detector
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.detector.fuse(self.residuals(self.detector.describe(images)))
-        return maps, self.scores(maps)
-
-    def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
-        return self.detector.map_residuals(description)
-
-    def scores(self, maps: Tensor) -> Tensor:
-        """The image scores: `scoring.image_score` with the number of pixels known beforehand."""
-        height, width = self.detector.map_size
-        if self.detector.config.score != "top":
-            return scoring.image_score(maps, self.detector.config.score)
-        most = max(1, round(scoring.TOP * height * width))
-        return maps.flatten(1).topk(most, dim=1).values.mean(1)
-
-
-class _SGFR(Graph):
-    """SGFR's pursuit of all points at once, with the residual alone as result; grids known beforehand."""
-
-    chooses = True
-
-    def __init__(self, detector: Detector):
-        super().__init__(detector)
-        if detector.config.solver != "omp":
-            raise UserError("its elastic net repeats until it is done, which no fixed graph can: fit with solver=omp")
-        sizes = [tuple(f.shape[-2:]) for f in detector.describe(torch.zeros(1, 3, *detector.image_size))]
-        grid = sizes[detector.reference]
-        self.near = [size[1] >= grid[1] for size in sizes]
-        # Adaptive pooling, of which ONNX knows a special case only, is a product with one matrix along each axis.
-        self.pools = [tuple(map(_pooling, size, grid)) if size[1] > grid[1] else None for size in sizes]
-
-    def levels(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """As `SGFR.levels`."""
-        size, levels = self.detector.config.patch, []
-        for f, near, pool in zip(pyramid, self.near, self.pools):
-            f = F.avg_pool2d(f, size, 1, size // 2, count_include_pad=False) if near else f
-            levels.append(f if pool is None else pool[0] @ f @ pool[1].T)
-        return levels
-
-    def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
-        sgfr, levels = self.detector, self.levels(description)
-        rests = [_pursue(y, bank, sgfr.config.k) for y, bank in zip(sgfr.points(levels), sgfr.banks)]
-        maps = [to_maps(rest, f.shape, sgfr.config.reading) for rest, f in zip(rests, levels)]
-        return {f"s_{level}": spread(m) for level, (spread, m) in enumerate(zip(sgfr.spreads, maps), 1)}
-
-
-class _NearestNeighbour(Graph):
-    """The nearest stored patch of all patches at once."""
-
-    def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
-        knn = self.detector
-        points = knn.patches(description)  # (N, h·w, ΣC)
-        rest = knn.memory.square().sum(1) - 2 * points @ knn.memory.T  # (N, h·w, m)
-        nearest = (rest.amin(2) + points.square().sum(2)).clamp_min(0).sqrt()
-        return {"nearest": nearest.unflatten(1, description[0].shape[-2:])}
-
-
-class _RLR(Graph):
-    """RLR with an attention in windows that leaves the images apart."""
-
-    def __init__(self, detector: Detector):
-        super().__init__(detector)
-        for module in detector.modules():
-            if isinstance(module, Attention) and module.kind == "lca":
-                module.attend = partial(_attend_locally, module)
-
-    def scores(self, maps: Tensor) -> Tensor:
-        return super().scores(scoring.gaussian_blur(maps, self.detector.config.sigma))
-
-
-ADAPTERS: dict[str, type[Graph]] = {"sgfr": _SGFR, "knn": _NearestNeighbour, "rlr": _RLR}
-
-
-def _pooling(before: int, after: int) -> Tensor:
-    """Return the matrix (after, before) of adaptive average pooling along an axis."""
-    return F.adaptive_avg_pool1d(torch.eye(before), after).T
-
-
-def _pursue(y: Tensor, atoms: Tensor, k: int) -> Tensor:
-    """Return what k atoms (G, m, d) leave of points (G, n, d): the residual of `matching_pursuit`."""
-    residual, basis, noise = y, [], noise_of(y)
-    places = torch.arange(atoms.shape[1])
-    free = torch.ones_like(y[..., :1], dtype=torch.bool)  # (G, n, m) after the first step
-    for _ in range(min(k, *atoms.shape[1:])):
-        correlation = torch.where(free, (residual @ atoms.transpose(1, 2)).abs(), 0.0)  # (G, n, m)
-        strength, j = correlation.max(2)  # (G, n)
-        q, _coordinates = orthogonalise(_rows(atoms, j), basis, strength > noise)
-        residual = residual - (residual * q).sum(-1, keepdim=True) * q
-        basis.append(q)
-        free = free & (places != j[..., None])
-    return residual
-
-
-def _rows(atoms: Tensor, index: Tensor) -> Tensor:
-    """Look up atoms (G, m, d) by index (G, n): (G, n, d)."""
-    if atoms.shape[0] == 1:
-        return atoms[0][index]
-    return torch.gather(atoms, 1, index[..., None].expand(-1, -1, atoms.shape[2]))
-
-
-def _attend_locally(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend as `windows.local_attention` does, with a mask over the whole grid: q (N, H, L, c) -> (N, L, H·c)."""
-    inside = window_mask(attention.grid, attention.window)  # (L, L)
-    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~inside, -torch.inf).softmax(-1)
-    return attention.out((weights @ v).transpose(1, 2).flatten(2))
-
-
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +136,7 @@ def _write_single(detector: Detector, file: Path) -> None:
     names = ["images", "maps", "scores"]
     example = torch.from_numpy(_drawn(detector.image_size)[:2])
     try:
-        graph = ADAPTERS.get(detector.name, Graph)(detector)
+        graph = as_graph(detector)
         with torch.no_grad(), _silence():
             torch.onnx.export(
                 graph, (example,), str(file), input_names=names[:1], output_names=names[1:], opset_version=OPSET,
@@ -398,7 +265,8 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _require_agreement(detector: Detector, errors: np.ndarray) -> None:
-    error = np.median(errors) if ADAPTERS.get(detector.name, Graph).chooses else errors.max()
+    """Raise UserError where maps differ too much; of a method that chooses, those of the median image must agree."""
+    error = np.median(errors) if chooses(detector) else errors.max()
     if not error <= TOLERANCE:
         raise UserError(
             f"{detector.name}: the exported maps differ from PyTorch's by {error:.1e} of their largest value, more "
