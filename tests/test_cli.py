@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import LITE0, inside, refused, uad, write_category, write_classes
+from tiny import LITE0, inside, refused, uad, weave, write, write_category, write_classes
 
 from uad_core import cost, datasets, experiment, methods, training
 
@@ -63,10 +63,20 @@ def test_a_run_prints_its_metrics_in_percent(things, tmp_path) -> None:
     ran = uad(*run(things, tmp_path / "out"))
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert ran.status == 0 and ran.err == ""
-    names, row, cost = ran.out.splitlines()
+    names, row, cost, promised, *seen = ran.out.splitlines()
+    assert promised.startswith(("Threshold", "No verdict"))
     assert names.split() == list(result["metrics"])
     assert row.split() == ["alpha", *(f"{100 * value:.2f}" for value in result["metrics"].values())]
     assert f"kept in {tmp_path / 'out'}" in cost
+
+
+def test_good_parts_alone_are_enough_and_what_is_missing_is_said(tmp_path) -> None:
+    write(tmp_path / "tree/mine/train/good", weave(20))
+    ran = uad(*run(tmp_path / "tree", tmp_path / "out", category="mine"))
+    lines = ran.out.splitlines()
+    assert ran.status == 0 and lines[1].split() == ["mine", *["-"] * 7]
+    assert lines[3].startswith("Threshold") and "from 2 held-out normal images: at most 2.0% false alarms" in lines[3]
+    assert lines[4].startswith("No image_auroc, image_ap") and len(lines) == 5
 
 
 def test_json_is_the_result_and_nothing_else(things, tmp_path) -> None:

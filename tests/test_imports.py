@@ -17,7 +17,7 @@ ORDER = [
     ["backbones", "scoring", "training"],
     ["features"],
     ["methods"],
-    ["metrics"],
+    ["metrics", "promise"],
     ["cost", "experiment", "visualisation", "plots"],
     ["ledger", "papers", "webpage", "graph"],
     ["report"],

@@ -10,12 +10,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-import torch
 from tiny import LITE0, damage, fitted, image_set, shared_networks, uad, weave, write, write_category
 
 from uad_core import cost, methods, report, webpage
 from uad_core.methods.base import Detector
-from uad_core.report import Seen, checks, page, promise
+from uad_core.report import Seen, checks, page
 
 LOADS = {"src", "href", "srcset", "action", "data", "poster"}
 
@@ -126,17 +125,6 @@ def test_where_the_truth_is_known_errors_are_counted() -> None:
     labels = np.array([False] * 11 + [True] + [True] * 4)
     text = Looked(page(judge(), seen(labels=labels))).text
     assert "False alarms: 0 of 11 normal test images. Missed: 1 of 5 anomalous ones." in text
-
-
-def test_the_promise_is_the_law_of_order_statistics(tmp_path) -> None:
-    model = methods.load(methods.save(fitted(), tmp_path / "model"), "cpu")
-    assert "if the logarithms of normal scores follow a normal law" in promise(model)
-    random = np.random.default_rng(0)
-    model.place_threshold(torch.from_numpy(random.uniform(size=99).astype(np.float32)))
-    # The second largest of 99 uniform numbers: its upper tail has mean 2/100, and is below .0467 with probability .95.
-    assert "2.0% false alarms expected, at 95% confidence at most 4.7%." in promise(model)
-    tails = 1 - np.sort(random.uniform(size=(20_000, 99)), 1)[:, -2]
-    assert np.quantile(tails, 0.95) == pytest.approx(0.047, abs=0.001)
 
 
 def test_a_changed_line_is_noticed() -> None:

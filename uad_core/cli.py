@@ -244,7 +244,26 @@ def _summary(result: dict[str, Any], out: Path) -> str:
     lines.append(
         f"fit {cost['fit_s']:.0f} s, prediction {cost['predict_ms_per_image']:.0f} ms per image; kept in {out}"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_promised(result)])
+
+
+def _promised(result: dict[str, Any]) -> list[str]:
+    """Say which false alarms are promised, which were seen, and which metrics could not be had for want of images."""
+    from uad_core.promise import promise
+
+    verdict, lines = result["verdict"], []
+    if "per_category" not in result or result.get("joint"):
+        lines.append(promise(verdict["threshold"], result["config"]["false_alarms"], verdict["held_out"]))
+    if verdict["false_alarms"] is not None and verdict["normal_test_images"]:
+        rate = result["config"]["false_alarms"]
+        lines.append(
+            f"False alarms: {verdict['false_alarms']} of {verdict['normal_test_images']} normal test images "
+            f"({rate:.1%} promised)."
+        )
+    missing = [name for name, value in result["metrics"].items() if value is None]
+    if missing:
+        lines.append(f"No {', '.join(missing)}: they take normal and defective test images, and masks for pixels.")
+    return lines
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import beta
 
 from uad_core import methods, plots, scoring, webpage
 from uad_core.cost import environment
@@ -26,14 +25,14 @@ from uad_core.errors import UserError
 from uad_core.experiment import Experiment
 from uad_core.files import replacing
 from uad_core.methods.base import Detector
+from uad_core.promise import promise
 from uad_core.sources import code_version
 
-__all__ = ["Seen", "of_run", "page", "promise"]
+__all__ = ["Seen", "of_run", "page"]
 
 HIGHEST, LOWEST, LEVELS = 9, 3, 4  # images that are shown with their map, and with their levels
 LISTED = 2000  # images in the table of all
 NEAR = 0.1  # of the threshold: scores this close to it are worth a look
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -118,24 +117,6 @@ def run_facts(result: dict) -> dict[str, str]:
 # --- what is said --------------------------------------------------------------------------------------------------
 
 
-def promise(detector: Detector) -> str:
-    """Say in a sentence which false alarms the detector's threshold promises, and what that rests on."""
-    m, rate = len(detector.normal_scores), detector.config.false_alarms
-    if not detector.threshold.isfinite():
-        return f"No verdict: {m} held-out normal images place no threshold; fit on 16 normal images or more."
-    enough = scoring.images_needed(rate)
-    start = f"Threshold {detector.threshold.item():.4g}, from {m} held-out normal images"
-    if m < enough:
-        return (
-            f"{start}: at most {rate:.1%} false alarms if the logarithms of normal scores follow a normal law; with "
-            f"{enough} held-out images, one in eight of {8 * enough}, no such assumption is needed."
-        )
-    k = math.floor(rate * (m + 1) + 1e-9)
-    # The share of further normal images above the k-th largest of m scores follows a beta law.
-    most = beta.ppf(CONFIDENCE, k, m + 1 - k)
-    return f"{start}: {k / (m + 1):.1%} false alarms expected, at {CONFIDENCE:.0%} confidence at most {most:.1%}."
-
-
 def checks(detector: Detector, seen: Seen) -> list[str]:
     """Say what a person should look at, in whole sentences."""
     return [*_check_reading(seen), *_check_threshold(detector, seen), *_check_view(detector, seen)]
@@ -196,10 +177,14 @@ def _summary(detector: Detector, seen: Seen) -> list[str]:
     if seen.unreadable:
         counts.append(f"{len(seen.unreadable)} unreadable")
     total = _count(len(verdicts) + len(seen.unreadable), "image")
-    lines = [f"{total}: {', '.join(counts)}." if counts else "No images were judged.", promise(detector)]
+    lines = [f"{total}: {', '.join(counts)}." if counts else "No images were judged.", _promise(detector)]
     lines += _right_and_wrong(detector, seen)
     time = [f"{seen.ms_per_image:.0f} ms per image."] if seen.ms_per_image is not None else []
     return ["\n".join([webpage.paragraph(lines[0], "lead"), *map(webpage.paragraph, [*lines[1:], *time])])]
+
+
+def _promise(detector: Detector) -> str:
+    return promise(detector.threshold.item(), detector.config.false_alarms, len(detector.normal_scores))
 
 
 def _right_and_wrong(detector: Detector, seen: Seen) -> list[str]:
