@@ -10,13 +10,15 @@ are our reconstruction.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2.functional import gaussian_blur
 
 __all__ = ["NUISANCES", "Nuisance", "augment", "blur", "compress", "dust", "expose", "light", "noise"]
@@ -67,9 +69,9 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 def compress(images: Tensor, loss: Tensor) -> Tensor:
     """Store each image as JPEG of quality 100 minus `loss` (N,), and read it again."""
-    pixels = (images * 255).round().to("cpu", torch.uint8)
-    stored = [encode_jpeg(image, quality=round(100 - q)) for image, q in zip(pixels, loss.tolist())]
-    return torch.stack([decode_jpeg(data) for data in stored]).to(images) / 255
+    pixels = (images * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+    read = np.stack([_as_jpeg(image, round(100 - q)) for image, q in zip(pixels, loss.tolist())])
+    return torch.from_numpy(read).permute(0, 3, 1, 2).to(images) / 255
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,9 @@ def _discs(shape: tuple[int, int, int], y: Tensor, x: Tensor, radius: Tensor, al
 def _blurred(image: Tensor, sigma: float) -> Tensor:
     size = 2 * int(4 * sigma + 0.5) + 1
     return gaussian_blur(image, [size, size], [sigma, sigma]) if size > 1 else image
+
+
+def _as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))

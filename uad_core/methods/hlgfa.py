@@ -10,8 +10,8 @@ be aligned, the image is not normal.
 
 Two resolutions of one frozen backbone, structure and detail priors, conditional modulation, gated residual correction,
 augmentation by nuisances, and misalignment as the anomaly are the paper's. No equation, layer, loss, resolution or
-schedule is in what we could read of it: they are our reconstruction, and each is a field of `HLGFAConfig`. Settings were
-chosen on the book's development set of products, one for all of them.
+schedule is in what we could read of it: they are our reconstruction, and each is a field of `HLGFAConfig`. Settings
+were chosen on the book's development set of products, one for all of them.
 """
 
 from __future__ import annotations
