@@ -146,7 +146,7 @@ plots.residual_panel(
 # $$ (sgfr-readings)
 #
 # Under *position* the bank at $p$ holds the features that normal images have at the same $p$. We take *patch* unless something else is said; the results below say what speaks for it. Dividing by the length cancels a common factor of all channels, such as much of a change of contrast, and with $\tau_l = 0$ it leaves unit vectors, whose residuals
-# lie between 0 and 1. But where there is next to nothing to see, on an empty background, the direction of a feature is noise, and a unit vector makes that noise as long as anything else: so we add a length $\tau_l$ ◇, the median length of the level's normal features, and short features stay short. The chapter on HFR shows what that is about ({eq}`hfr-soft`). For the derivations that follow think of $\tau_l = 0$.
+# lie between 0 and 1. But where there is next to nothing to see, on an empty background, the direction of a feature is noise, and a unit vector makes that noise as long as anything else: so we add a length $\tau_l$ ◇, three tenths of the median length of the level's normal features, and short features stay short. The chapter on HFR shows what that is about ({eq}`hfr-soft`). For the derivations that follow think of $\tau_l = 0$.
 # At the reference and finer levels each feature is first averaged with its eight neighbours ◇ ({py:meth}`~uad_core.methods.sgfr.SGFR.levels`).
 
 # %% tags=["nbval-check-output"]
@@ -521,13 +521,13 @@ pd.DataFrame(solved).T.style.format("{:.3g}")
 # s_l(p) = (e^l_p - m_l)^\top P_l\,(e^l_p - m_l) .
 # $$ (sgfr-residual)
 #
-# A direction in which normal features are always missed a little counts little, one in which they never are counts much. $P_l$ is scaled so that $s_l = 1$ means *as badly rebuilt as a normal feature on average*, at every level, and the levels can be joined. Logarithms keep one level's huge value from drowning the others:
+# A direction in which normal features are always missed a little counts little, one in which they never are counts much. $P_l$ is scaled so that $s_l = 1$ means *as badly rebuilt as a normal feature on average*, at every level, and the levels can be joined. The mean of their logarithms keeps one level's huge value from drowning the others, and a level that rebuilds a place unusually well speaks for it:
 #
 # $$
-# A(x) = \mathcal U\Bigl(G_\sigma * \sum_{l=1}^{L} w_l \log(1 + \mathcal U_1 s_l)\Bigr) .
+# A(x) = \mathcal U \exp\Bigl(G_\sigma * \frac1L \sum_{l=1}^{L} \log \mathcal U_1 s_l\Bigr) .
 # $$ (sgfr-map)
 #
-# Here $L = 3$ is the number of levels, $w_l = 1$ for the reference level and $\tfrac12$ for the others ◇, $\mathcal U_1$ brings a map to the reference grid and $\mathcal U$ to the size of the image, both bilinearly, and $G_\sigma$ smooths with a Gaussian of $\sigma = 4$ pixels. The image score is the mean of the largest 0.2 % of $A(x)$ ◇. As in the {ref}`previous chapter <chapter-hfr>` one normal image in eight is held out: $m_l$, $P_l$ and the threshold of the verdict come from images that gave no atoms. That there are scores at several levels is the paper's.
+# Here $L = 3$ is the number of levels, $\mathcal U_1$ brings a map to the reference grid and $\mathcal U$ to the size of the image, both bilinearly, and $G_\sigma$ smooths with a Gaussian of $\sigma = 4$ pixels. So $A(x)$ is a geometric mean, over the levels and over the neighbourhood of $x$. The image score is the mean of the largest 0.2 % of $A(x)$ ◇. As in the {ref}`previous chapter <chapter-hfr>` one normal image in eight is held out: $m_l$, $P_l$ and the threshold of the verdict come from images that gave no atoms. That there are scores at several levels is the paper's.
 #
 # ```{literalinclude} ../uad_core/methods/sgfr.py
 # :pyobject: SGFR.missed
@@ -743,7 +743,7 @@ with torch.no_grad():
 plots.residual_panel(images, masks, residuals, maps[shown], scores[shown], detector.threshold.item(), titles)
 
 # %% [markdown]
-# Compare {numref}`fig-sgfr-panel` with {numref}`fig-sgfr-hfr`. The weave itself is gone from the fine level, since its patches recur and the bank holds them. $s_1$ and $s_2$ outline, $s_3$ is coarse but sees more of the surroundings, and the sum of their logarithms keeps what each finds. The comparison of the two figures is not fair, since the images were picked where HFR does worst; {ref}`the chapter on the data <data-measured>` compares both on all images.
+# Compare {numref}`fig-sgfr-panel` with {numref}`fig-sgfr-hfr`. The weave itself is gone from the fine level, since its patches recur and the bank holds them. $s_1$ and $s_2$ outline, $s_3$ is coarse but sees more of the surroundings, and their geometric mean keeps what each finds. The comparison of the two figures is not fair, since the images were picked where HFR does worst; {ref}`the chapter on the data <data-measured>` compares both on all images.
 #
 # The worst cases of SGFR itself: the defective images with the lowest scores, and the normal ones with the highest.
 

@@ -102,6 +102,26 @@ def test_methods_are_compared_on_the_categories_that_all_were_run_on(book):
     assert set(measured["category"]) == {"mean of 2"} and len(measured) == 3
 
 
+def test_products_of_both_sets_stand_side_by_side(book):
+    add(book, "hfr", "all", 0, 0.7, "piped", per_category={"paper_bdp01": {"image_auroc": 0.6}, "paper_fvn01": {}})
+    frame = tables.frame("products", book)
+    assert set(frame["category"]) == {"bottle", "paper_bdp01", "paper_fvn01"}  # cable is in neither set
+    assert dict(zip(frame["category"], frame["set"], strict=True))["paper_fvn01"] == "check"
+    bottle = frame[frame["category"] == "bottle"].set_index("method")["image_auroc"]
+    assert bottle.to_dict() == pytest.approx({"glad": 0.9, "hfr": 0.98, "knn": 0.8})  # not the ablation's 0.5
+    assert len(tables.SETS) == 17 and "paper_fvn01" in tables.table("products", book)
+
+
+def test_methods_stand_side_by_side_where_all_were_run(book):
+    for method, auroc in (("hfr", 0.6), ("knn", 0.7)):
+        add(book, method, "paper_fvn01", 0, auroc, "piped")
+    add(book, "hfr", "paper_bdp01", 0, 0.9, "piped")  # knn was not run on it
+    side = tables.side_by_side("hfr", "knn", folder=book)
+    assert list(side.index) == [("development", "mvtec_ad", "bottle"), ("check", "piped", "paper_fvn01")]
+    assert side[("image_auroc", "hfr")].tolist() == pytest.approx([0.98, 0.6])
+    assert side[("image_auroc", "knn")].tolist() == pytest.approx([0.8, 0.7])
+
+
 def test_cost_table_keeps_runs_whole(book):
     frame = tables.frame("cost", book)
     assert line(frame, category="10 categories")["fit_s"] == 100
@@ -202,7 +222,7 @@ def cells_of_latex(text):
     return [[cell.strip() for cell in row] for row in rows]
 
 
-@pytest.mark.parametrize("name", ["hfr", "glad", "one-class", "compare"])
+@pytest.mark.parametrize("name", ["hfr", "glad", "one-class", "compare", "products"])
 @pytest.mark.parametrize("format", ["html", "md", "latex"])
 def test_every_format_has_the_same_cells(book, name, format):
     cells = {"html": cells_of_html, "md": cells_of_markdown, "latex": cells_of_latex}[format]

@@ -16,15 +16,26 @@ from uad_core.datasets.catalogue import CATALOGUE
 from uad_core.errors import UserError
 from uad_core.methods import METHODS
 
-__all__ = ["KINDS", "frame", "names", "table"]
+__all__ = ["KINDS", "SETS", "frame", "names", "side_by_side", "table"]
 
 KINDS = {
     "one-class": "one class normal, all others anomalous: image AUROC of each class and the mean",
     "compare": "all methods side by side, for each data set over the categories that all of them were run on",
+    "products": "all methods side by side on every product of the development set and of the check set",
     "bank": "SGFR and nearest neighbours: accuracy and cost against the number of stored patches",
     "cost": "time, memory and size of every run",
 }
 """The tables besides the one of each method."""
+
+SETS = {
+    **{("procedural", name): "development" for name in ("weave", "plank", "grille", "jar", "tablet", "circuit")},
+    ("mvtec_ad", "bottle"): "development",
+    ("mvtec_resplit", "toothbrush"): "development",
+    ("mtd", "mtd"): "development",
+    **{("piped", f"paper_{name}"): "development" for name in ("bdp01", "bft01", "brg01", "flr01")},
+    **{("piped", f"paper_{name}"): "check" for name in ("brg02", "btn01", "flr02", "fvn01")},
+}
+"""The products that settings were chosen on, one setting of each method for all, and those looked at afterwards."""
 
 _LINE = ["dataset", "category", "method", "backbone", "profile", "image_size", "settings", "joint", "members"]
 # Only runs of the same code, configuration, weights and kind of machine are averaged: a mean is one over seeds. Data
@@ -91,15 +102,35 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
     times = ["fit_s", "features_s"]
     single = runs.assign(**runs[times].where(one_model))
     per_model = runs.assign(**runs[times].div(runs["n_categories"].where(~one_model, 1), axis=0))
-    lines = pd.concat([single.assign(mixture=False), *_means(per_model.assign(mixture=False))], ignore_index=True)
+    means = [] if name == "products" else _means(per_model.assign(mixture=False))
+    lines = pd.concat([single.assign(mixture=False), *means], ignore_index=True)
     measured = _over_seeds(lines)
     if name == "compare":
         measured = measured[measured["dataset"].isin(runs["dataset"]) & measured["category"].isin(_scopes(runs))]
     measured = measured.assign(code=_versions_told_apart(measured))
+    if name == "products":
+        return measured.assign(set=[SETS[product] for product in zip(measured["dataset"], measured["category"])])
     reported = _reported(measured, peers=name in ("compare", "one-class"))
     rows = pd.DataFrame(measured.to_dict("records") + reported, columns=measured.columns)
     # Stable: within a data set, measured rows keep their order and reported ones follow.
     return rows.astype({"n_seeds": "Int64"}).sort_values("dataset", kind="stable", ignore_index=True)
+
+
+def side_by_side(*methods: str, folder: Path | None = None) -> pd.DataFrame:
+    """Methods on the products of `SETS` that all of them were run on: means over seeds, as fractions.
+
+    Rows are (set, dataset, category), the development set first; columns are (metric, method), the four metrics that
+    tables show.
+
+    Raises:
+        UserError: as `table`.
+    """
+    measured = frame("products", folder)
+    wanted = measured[measured["method"].isin(methods)]
+    keys = ["set", "dataset", "category"]
+    columns = [(metric, method) for metric in _shown_metrics("products") for method in methods]
+    wide = wanted.pivot_table(index=keys, columns="method", values=_shown_metrics("products"))[columns].dropna()
+    return wide.sort_index(level="set", ascending=False, sort_remaining=False)
 
 
 def _title(name: str) -> str:
@@ -120,6 +151,9 @@ def _runs_for(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.sort_values(["method", "settings", *_GROUP[3:], "dataset", "category"], kind="stable")
     if name == "one-class":
         return runs[(runs["protocol"] == "one_class") | runs["dataset"].isin(_ONE_CLASS)]
+    if name == "products":
+        named = pd.Series(list(zip(runs["dataset"], runs["category"])), index=runs.index).isin(list(SETS))
+        return runs[named & ~runs["joint"] & (runs["settings"] == "")]
     if name == "compare":
         # Ablations are no part of it: only a profile as it is, or a run that does not say what was changed.
         return _common(runs[runs["settings"].str.fullmatch(r"(config=.*)?")])

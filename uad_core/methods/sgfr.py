@@ -71,7 +71,6 @@ class SGFRConfig(Config):
     fusion: Literal["geometric", "log", "sum"] = reconstruction(
         "geometric", "geometric mean of the levels, sum of log(1 + s_l), or sum"
     )
-    others: Size = reconstruction(0.5, "weight among logarithms of all levels but the reference, whose is 1")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
 
 
@@ -176,8 +175,7 @@ class SGFR(FeatureDetector):
         maps, config = list(residuals.values()), self.config
         grid = maps[0].shape[-2:]
         sigma = config.sigma * grid[0] / self.map_size[0]  # from pixels of the map to cells of the grid
-        weights = [1.0 if level == self.reference else config.others for level in range(len(maps))]
-        return scoring.upsample(scoring.fuse(maps, grid, sigma, config.fusion, weights), self.map_size)
+        return scoring.upsample(scoring.fuse(maps, grid, sigma, config.fusion), self.map_size)
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         """Draw candidates, and choose each level's bank among them, or all where the reference level's atoms lie."""
