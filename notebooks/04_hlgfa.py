@@ -63,19 +63,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from IPython.display import HTML
-from torch import nn
 
 import uad_core
 from uad_core import datasets, metrics, plots, scoring, tables
 from uad_core.augmentation import NUISANCES, augment
 from uad_core.datasets import procedural
 from uad_core.errors import UserError
-from uad_core.features import Features
-from uad_core.methods.base import hold_out
+from uad_core.features import Features, keep
 from uad_core.methods.channels import measure_channels
 from uad_core.methods.hlgfa import decompose
 from uad_core.randomness import epoch_seed, seeded
-from uad_core.training import Schedule, train
 
 plots.style()
 
@@ -91,6 +88,7 @@ SEED = 0
 # %%
 detector = uad_core.create("hlgfa", profile=PROFILE, seed=SEED)
 data = datasets.load(DATASET, CATEGORY, image_size=detector.image_size)
+same = dict(seed=SEED, backbone=detector.backbone.name)  # what all other detectors of this page share with it
 K, factor, pool = len(detector.backbone.strides), detector.config.factor, detector.config.pool
 side, masks = detector.image_size[0], torch.from_numpy(data.test.masks())
 print(data.train, data.test, sep="\n")
@@ -100,13 +98,17 @@ print(data.train, data.test, sep="\n")
 
 # %%
 def described(images):
-    """Both pyramids of images (N, 3, H, W), kept: K maps of the high resolution, then K of the low one."""
-    parts = [detector.describe(batch.to(detector.device)) for batch in images.split(8)]
-    return Features([torch.cat(maps).cpu() for maps in zip(*parts)], "described here")
+    """Both pyramids of images, computed once and kept: K maps of the high resolution, then K of the low one."""
+    return keep(datasets.as_images(images), detector.describe, "described on this page", detector.device, progress=False)
 
 
-train_images, test_images = data.train.images(), data.test.images()
-train_set, test_set = described(train_images), described(test_images)
+def holds(*claims):
+    """What the text says of this page's own data; there, a claim that fails stops the page."""
+    assert all(claims) or (PROFILE, DATASET, CATEGORY) != ("smoke", "procedural", "grille")
+
+
+test_images = data.test.images()
+train_set, test_set = described(data.train), described(data.test)
 for level in range(K):
     high, low = train_set.levels[level], train_set.levels[K + level]
     print(f"level {level + 1}: high {tuple(high.shape[1:])}, low {tuple(low.shape[1:])}")
@@ -118,7 +120,7 @@ for level in range(K):
 # know only roughly. What they do not know is a residual on normal images, and a faint defect has to rise above it. Here is HFR with its short profile, on the defects that it finds least.
 
 # %%
-decoder = uad_core.create("hfr", profile="smoke", seed=SEED, image_size=detector.image_size)
+decoder = uad_core.create("hfr", profile="smoke", image_size=detector.image_size, **same).to(detector.device)
 decoder_train, decoder_test = (Features(part.levels[:K], "high resolution") for part in (train_set, test_set))
 decoder.fit(decoder_train, progress=False)
 decoder_maps, decoder_scores = decoder.predict(decoder_test, progress=False)
@@ -131,7 +133,7 @@ shown = [int(i) for i in (*faint, np.flatnonzero(kinds == "good")[0])]
 titles = [data.test.defects[i] for i in shown]
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "HFR on the grille: of each kind of defect the one that it scores lowest, and a good piece. The finest residual is speckled all over, on the good piece too.", "name": "fig-hlgfa-hfr"}, "image": {"alt": "Residual panel of HFR for the faintest defect of each kind and one good piece. The finest residual map is speckled in all columns; rust and scratch do not stand out of it."}}
-phi = decoder.residuals(test_images[shown])
+phi = decoder.residuals(test_images[shown].to(decoder.device))
 plots.residual_panel(
     test_images[shown], masks[shown], phi, decoder_maps[shown], decoder_scores[shown], decoder.threshold.item(), titles,
 )
@@ -151,7 +153,10 @@ plots.residual_panel(
 # Let $E$ be the frozen backbone with its levels $l = 1, \dots, K$, of stride $s_l$ and $C_l$ channels, and $r = 2$ the *factor* ◇ between the resolutions. With $\mathcal P_r$ for the average over squares of $r \times r$ pixels ◇ the two descriptions are
 #
 # $$
-# F_H^{\,l} = E^l(x) \in \mathbb R^{C_l \times h_l \times w_l}, \qquad F_L^{\,l} = E^l(\mathcal P_r\, x) \in \mathbb R^{C_l \times h_l/r \times w_l/r}.
+# \begin{aligned}
+# F_H^{\,l} &= E^l(x) && \in \mathbb R^{C_l \times h_l \times w_l}, \\
+# F_L^{\,l} &= E^l(\mathcal P_r\, x) && \in \mathbb R^{C_l \times h_l/r \times w_l/r}.
+# \end{aligned}
 # $$ (hlgfa-two)
 #
 # That there are two resolutions, one frozen backbone for both, and several levels is the paper's. The channels of each level and each resolution are standardised as in {eq}`hfr-standardise`.
@@ -339,10 +344,13 @@ HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(data_bo
 # The structure prior is what is left of $F_H^{\,l}$ when it is averaged over squares of $q \times q$ cells, the detail prior is what that loses. With $\mathcal P_q$ for the average and $\mathcal U$ for bilinear enlargement back to the grid,
 #
 # $$
-# S^l = \mathcal P_q\, F_H^{\,l} \in \mathbb R^{C_l \times h_l/q \times w_l/q}, \qquad D^l = F_H^{\,l} - \mathcal U\, S^l \in \mathbb R^{C_l \times h_l \times w_l}, \qquad q = 4 .
+# \begin{aligned}
+# S^l &= \mathcal P_q\, F_H^{\,l} && \in \mathbb R^{C_l \times h_l/q \times w_l/q}, \\
+# D^l &= F_H^{\,l} - \mathcal U\, S^l && \in \mathbb R^{C_l \times h_l \times w_l}.
+# \end{aligned}
 # $$ (hlgfa-priors)
 #
-# That there are these two priors is the paper's; average, enlargement and $q$ are ours ◇. (From here on everything happens at one level, and the index $l$ is left out.)
+# That there are these two priors is the paper's; average, enlargement and $q = 4$ are ours ◇. (From here on everything happens at one level, and the index $l$ is left out.)
 #
 # ```{literalinclude} ../uad_core/methods/hlgfa.py
 # :pyobject: decompose
@@ -353,13 +361,10 @@ HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(data_bo
 # %%
 close_scaled = [scale(f) for scale, f in zip(detector.scales, close_pyramid)]
 priors = {"pixels": close}
-for level in range(2):
-    structure, detail = decompose(close_scaled[level], pool)
-    whole = close_scaled[level]
+for level, whole in enumerate(close_scaled[:2], 1):
+    structure, detail = decompose(whole, pool)
     painted = pca_colours(whole, F.interpolate(structure, whole.shape[-2:], mode="bilinear"), detail)
-    priors |= dict(zip((f"level {level + 1}", "structure", "detail" + " " * level), painted))
-    priors[f"structure of {level + 1}"] = priors.pop("structure")
-    priors[f"detail of {level + 1}"] = priors.pop("detail" + " " * level)
+    priors |= dict(zip((f"level {level}", f"structure of {level}", f"detail of {level}"), painted))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The priors of levels 1 and 2 at 512 pixels, painted by the same directions as the features that they are taken from: close-ups of the same five test images.", "name": "fig-hlgfa-priors"}, "image": {"alt": "Seven rows of close-ups: pixels, then for two levels the features, their structure, a blurred version of them, and their detail, in which the rims are sharp and flat areas are grey."}}
 plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.items()}, [titles[k] for k in range(len(few))])
@@ -375,10 +380,13 @@ plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.i
 #
 # ### From the structure: scale and shift
 #
-# The structure passes through a network $\psi_S$ of two $1 \times 1$ convolutions (GELU between them) with only $C'' = C/8$ channels in the middle, and gives two numbers for each channel and place of $Z$. A hyperbolic tangent keeps both within $\pm a$ ◇:
+# The structure passes through a network $\psi_S$ of two $1 \times 1$ convolutions (GELU between them) with only $C'' = C/8$ channels in the middle, and gives two numbers for each channel and place of $Z$. A hyperbolic tangent keeps both within $\pm a$, $a = \tfrac12$ ◇:
 #
 # $$
-# [\gamma, \beta] = \mathcal U\, \psi_S(S), \qquad Z_{mod} = \mathrm N(Z) \odot (1 + a \tanh \gamma) + a \tanh \beta, \qquad a = \tfrac12 .
+# \begin{aligned}
+# [\gamma, \beta] &= \mathcal U\, \psi_S(S), \\
+# Z_{mod} &= \mathrm N(Z) \odot (1 + a \tanh \gamma) + a \tanh \beta .
+# \end{aligned}
 # $$ (hlgfa-modulation)
 #
 # That is *conditional modulation*: the same content, louder or softer and slightly shifted, as the condition $S$ says.
@@ -394,11 +402,14 @@ plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.i
 # What a coarse view cannot hold, fine edges above all, has to be added. *What* is added comes from the content, through two $3 \times 3$ convolutions $\rho$; *where* it is let through, the detail decides, again through a narrow network $\psi_D$ ($1\times1$ to $C''$ channels, GELU, $3 \times 3$) and a sigmoid ◇:
 #
 # $$
-# G = \operatorname{sigmoid}\bigl(\psi_D(D)\bigr) \in (0, 1)^{C' \times h \times w}, \qquad
+# G = \operatorname{sigmoid}\bigl(\psi_D(D)\bigr) \in (0, 1)^{C' \times h \times w},
 # $$ (hlgfa-gate)
 #
 # $$
-# R = \rho(Z_{mod}), \qquad Z_{ref} = Z_{mod} + G \odot R .
+# \begin{aligned}
+# R &= \rho(Z_{mod}), \\
+# Z_{ref} &= Z_{mod} + G \odot R .
+# \end{aligned}
 # $$ (hlgfa-correction)
 #
 # ```{literalinclude} ../uad_core/methods/hlgfa.py
@@ -426,7 +437,10 @@ plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.i
 # Answer and target are compared as in {eq}`hfr-residual` with $\lambda_d = 1$ and $\lambda_c = 0$, and summed over levels ◇:
 #
 # $$
-# \mathcal L = \sum_{l=1}^K \frac{1}{h_l w_l} \sum_p \delta_l(p), \qquad \delta_l(p) = \frac{1}{C_l} \bigl\| F_H^{\,l}(p) - \hat F_H^{\,l}(p) \bigr\|_2^2 .
+# \begin{aligned}
+# \mathcal L &= \sum_{l=1}^K \frac{1}{h_l w_l} \sum_p \delta_l(p), \\
+# \delta_l(p) &= \frac{1}{C_l} \bigl\| F_H^{\,l}(p) - \hat F_H^{\,l}(p) \bigr\|_2^2 .
+# \end{aligned}
 # $$ (hlgfa-loss)
 #
 # Features are standardised, so $\delta_l$ is the share of the variance that the answer misses: an answer of zero everywhere would have $\delta_l = 1$ on average.
@@ -462,8 +476,8 @@ def by_hand(net, high, low):
 with torch.no_grad():
     two = both(test_set, slice(0, 2))
     for level, (net, high, low) in enumerate(zip(detector.refine, *two), 1):
-        same = torch.allclose(by_hand(net, high, low), net(high, low), atol=1e-4)
-        print(f"level {level}: answer {tuple(net(high, low).shape)}, {'as' if same else 'NOT as'} the class gives it")
+        agree = torch.allclose(by_hand(net, high, low), net(high, low), atol=1e-4)
+        print(f"level {level}: answer {tuple(net(high, low).shape)}, {'as' if agree else 'NOT as'} the class gives it")
 
 # %% [markdown]
 # ```{admonition} Take-away
@@ -481,7 +495,10 @@ with torch.no_grad():
 # Take the bounds away. Let $\gamma$ and $\beta$ be any functions of the structure, and let the correction be made from the detail as well, $R = \rho(Z_{mod}, D)$, which is how one might read the abstract. Now choose $\gamma = -1$, $\beta = \mathcal U S$, $G \odot R = D$ and $W_{out} = I$. Then, whatever the image,
 #
 # $$
-# \hat F_H = \underbrace{\mathrm N(Z) \odot (1 - 1) + \mathcal U S}_{Z_{mod}} + \underbrace{D}_{G \odot R} = \mathcal U S + \bigl(F_H - \mathcal U S\bigr) = F_H .
+# \begin{aligned}
+# \hat F_H &= \underbrace{\mathrm N(Z) \odot (1 - 1) + \mathcal U S}_{Z_{mod}} + \underbrace{D}_{G \odot R} \\
+# &= \mathcal U S + \bigl(F_H - \mathcal U S\bigr) = F_H .
+# \end{aligned}
 # $$ (hlgfa-trap-copy)
 #
 # Structure and detail *together are the target*. A guide that may say anything says the answer: the loss is zero, and so is every residual, on a crack as on a sound surface. The low-resolution view, on which the whole idea rests, is not looked at. Nothing in training speaks against this: it is the smallest loss that there is.
@@ -490,7 +507,7 @@ with torch.no_grad():
 
 # %%
 TRAP = data if (DATASET, PROFILE) == ("procedural", "smoke") else datasets.load("procedural", "grille", image_size=128)
-trap_train, trap_test = (train_set, test_set) if TRAP is data else (described(TRAP.train.images()), described(TRAP.test.images()))
+trap_train, trap_test = (train_set, test_set) if TRAP is data else (described(TRAP.train), described(TRAP.test))
 bad = torch.from_numpy(TRAP.test.masks())
 
 
@@ -522,7 +539,7 @@ pd.DataFrame(free, index=["distance, normal pixels", "distance, defective pixels
 #
 # ### The leak, trained
 #
-# The package has the free network for comparison, as the setting `guidance="leak"`: full width for both guides, no bound, the detail in the correction. It is no linear map, so it does not find the copy at once. We train it and the restricted network on the same images for the same number of steps, with a loop of fifteen lines that looks, every now and then, at the distances on the test images.
+# The package has the free network for comparison, as the setting `guidance="leak"`: full width for both guides, no bound, the detail in the correction. It is no linear map, so it does not find the copy at once. We train it and the restricted network on the same images for the same number of steps, with a short loop that looks, every now and then, at the distances on the test images.
 
 # %%
 def fit_alignment(model, part, judged, steps=160, every=40):
@@ -547,13 +564,14 @@ def fit_alignment(model, part, judged, steps=160, every=40):
 # %%
 def variant(**settings):
     """A detector of the short profile without augmentation, not yet trained."""
-    return uad_core.create("hlgfa", profile="smoke", seed=SEED, image_size=TRAP.test.image_size, augment=0, **settings).to(detector.device)
+    size = TRAP.test.image_size
+    return uad_core.create("hlgfa", profile="smoke", image_size=size, augment=0, **same, **settings).to(detector.device)
 
 
 networks = {"free guide (leak)": variant(guidance="leak"), "restricted guide": variant(), "no guide": variant(guidance="none")}
 curves = {name: fit_alignment(model, trap_train, trap_test) for name, model in networks.items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance of answer and target during training, on normal pixels (left) and on defective ones (right) of the test images, for each level. A logarithmic axis: equal steps downwards are equal factors.", "name": "fig-hlgfa-leak"}, "image": {"alt": "Six small panels, three levels by two kinds of pixels. In all of them the free guide ends lowest, on defective pixels too, where the other two stay up."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance of answer and target during training, on normal pixels (above) and on defective ones (below) of the test images, for each level. A logarithmic axis: equal steps downwards are equal factors.", "name": "fig-hlgfa-leak"}, "image": {"alt": "Six small panels, one column for each level, normal pixels above and defective ones below. In all of them the free guide ends lowest, on defective pixels too, where the other two stay up."}}
 sheet = plots.figure(4.6)
 grid = sheet.subplots(2, 3, sharex=True, sharey="row")
 for row, kind in zip(grid, ("normal", "defective")):
@@ -572,10 +590,14 @@ sheet
 
 # %% [markdown]
 # In {numref}`fig-hlgfa-leak` the free guide drives the distance down on *defective* pixels along with that on normal ones, and the lines are still falling. But how do we know that it copies, and does not simply reconstruct better? We ask it directly. Draw a product twice, with and without a defect; the drawings of the book are equal outside the defect. Write $F_H, F_L$ for the features of the
-# sound picture and $F_H', F_L'$ for those of its damaged twin. Show the network the damaged *guide* with the sound *content*, and see which share of the defect appears in the answer:
+# sound picture and $F_H', F_L'$ for those of its damaged twin. Show the network the damaged *guide* with the sound *content*, and see which share of the change $\Delta$ of the target appears as a change $\hat\Delta$ of the answer:
 #
 # $$
-# \kappa_{guide} = \frac{\sum_p \bigl\langle \hat F_H(F_H', F_L)_p - \hat F_H(F_H, F_L)_p,\ F'_{H,p} - F_{H,p} \bigr\rangle}{\sum_p \bigl\| F'_{H,p} - F_{H,p} \bigr\|_2^2} .
+# \begin{aligned}
+# \kappa_{guide} &= \frac{\sum_p \langle \hat\Delta_p, \Delta_p \rangle}{\sum_p \| \Delta_p \|_2^2}, \\
+# \Delta &= F_H' - F_H, \\
+# \hat\Delta &= \hat F_H(F_H', F_L) - \hat F_H(F_H, F_L) .
+# \end{aligned}
 # $$ (hlgfa-share)
 #
 # It is the copied share {eq}`rlr-copy` of the {ref}`previous chapter <chapter-rlr>`, of a real change and by a given way: 1 for a copy, 0 where the guide cannot pass the defect on. With the damaged content and the sound guide the same formula gives $\kappa_{content}$, what the low resolution tells of the defect.
@@ -616,11 +638,11 @@ trap = pd.DataFrame(rows).T
 trap.style.format("{:.2f}")
 
 # %% tags=["hide-input"]
-# The text below relies on these; a change that breaks one stops the page here.
 leak, kept = trap.loc["free guide (leak)"], trap.loc["restricted guide"]
-assert (leak["κ by the guide"] > 2.5 * kept["κ by the guide"]).all()
-assert (leak["δ, defective"] < 0.75 * kept["δ, defective"]).all()
-assert (trap.loc["no guide", "κ by the guide"].abs() < 1e-6).all()
+holds(
+    (leak["κ by the guide"] > 2.5 * kept["κ by the guide"]).all(), (leak["δ, defective"] < 0.75 * kept["δ, defective"]).all(),
+    (trap.loc["no guide", "κ by the guide"].abs() < 1e-6).all(),
+)
 
 # %% [markdown]
 # Read the third column: through the free guide a large part of a defect reaches the answer without passing the low resolution at all, through the restricted one a small part, through none nothing. In the second column the distance on defects comes back with the restriction.
@@ -632,7 +654,10 @@ assert (trap.loc["no guide", "κ by the guide"].abs() < 1e-6).all()
 # Fix the content $F_L$, and with it $Z$, and let the guide say whatever it likes. By {eq}`hlgfa-modulation` each channel of $Z_{mod}$ at each place stays in an interval around $\mathrm N(Z)$, and by {eq}`hlgfa-gate` the gate adds between none and all of $R$:
 #
 # $$
-# \bigl| Z_{mod} - \mathrm N(Z) \bigr| \le a\,\bigl(1 + |\mathrm N(Z)|\bigr), \qquad \bigl| Z_{ref} - \mathrm N(Z) \bigr| \le a\,\bigl(1 + |\mathrm N(Z)|\bigr) + |R| .
+# \begin{aligned}
+# \bigl| Z_{mod} - \mathrm N(Z) \bigr| &\le a\,\bigl(1 + |\mathrm N(Z)|\bigr), \\
+# \bigl| Z_{ref} - \mathrm N(Z) \bigr| &\le a\,\bigl(1 + |\mathrm N(Z)|\bigr) + |R| .
+# \end{aligned}
 # $$ (hlgfa-box)
 #
 # So for given content the answers form a bounded set around the answer that content alone would give, and a feature far outside it cannot be copied: no $\beta$ reaches it. The second restriction is the width of the guides. All that is known of the target at a place must pass through $C'' = C/8$ numbers of each prior. What these numbers encode is learned on normal images, so a defect
@@ -654,13 +679,13 @@ for name, settings in (("free guide (leak)", {"guidance": "leak"}), ("restricted
         curve = fit_alignment(variant(strides=(8,), **settings), prepare(one_train), prepare(one_test), steps=120, every=120)
         see[name, sight] = curve.iloc[-1][["normal", "defective"]]
 blindness = pd.DataFrame(see).T
-assert abs(np.log(blindness.loc["free guide (leak)", "normal"]).diff().iloc[-1]) < 0.2
-assert blindness.loc["restricted guide", "normal"].pipe(lambda d: 1 < d.iloc[1] / d.iloc[0] < 2)
+loss_when_blind = blindness["normal"].unstack()["blind to it"] / blindness["normal"].unstack()["sees the low resolution"]
+holds(0.8 < loss_when_blind["free guide (leak)"] < 1.2, 1 < loss_when_blind["restricted guide"] < 2)
 blindness.style.format("{:.2f}").set_caption("Distance δ of level 2 after training")
 
 # %% [markdown]
 # The leak does as well blind as seeing: it does not need the low resolution. The restricted network loses something when it is blind, but little. So on normal images of this product a narrow, bounded guide can nearly stand in for the content, and the bound {eq}`hlgfa-box` alone is not what keeps defects out. What differs between the two guides is what else they can say:
-# the wide one has room for a defect, the narrow one little. We had asked for more beforehand, that a blind network should miss three times as much as a seeing one. On the plain weave of the package's tests it does; on this product it does not. Whether the guide helps to find defects is a question for the ablation table, and the exercise {ref}`hlgfa-narrow` turns its width.
+# the wide one has room for a defect, the narrow one little. We had asked for more beforehand, that a blind network should miss three times as much as a seeing one. On the plain weave of the package's tests it does; on this product it does not. Whether the guide helps to find defects is a question for the ablation table; {ref}`hlgfa-narrow` turns its width.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -674,16 +699,19 @@ blindness.style.format("{:.2f}").set_caption("Distance δ of level 2 after train
 # The distance $\delta_l$ is what is trained, but not what is drawn. As HFR's residual, the misalignment is measured in soft directions {eq}`hfr-soft` and in units of what is normal {eq}`hfr-spread`. With mean $\bar d_l$ and scaled precision $P_l$ of the differences on held-out normal images,
 #
 # $$
-# d_l(p) = \mathrm{soft}\bigl(F_H^{\,l}(p)\bigr) - \mathrm{soft}\bigl(\hat F_H^{\,l}(p)\bigr), \qquad m_l(p) = \bigl(d_l(p) - \bar d_l\bigr)^{\mathsf T} P_l\, \bigl(d_l(p) - \bar d_l\bigr),
+# \begin{aligned}
+# d_l(p) &= \mathrm{soft}\bigl(F_H^{\,l}(p)\bigr) - \mathrm{soft}\bigl(\hat F_H^{\,l}(p)\bigr), \\
+# m_l(p) &= \bigl(d_l(p) - \bar d_l\bigr)^{\mathsf T} P_l\, \bigl(d_l(p) - \bar d_l\bigr),
+# \end{aligned}
 # $$ (hlgfa-residual)
 #
 # so that $m_l = 1$ means: as badly aligned as normal places are on average. A direction in which normal places are never foretold exactly counts little. The levels are joined by a weighted geometric mean over levels and neighbourhood, and the image score is the mean of the largest 0.2 % of the map:
 #
 # $$
-# A(x) = \exp\Bigl( G_\sigma * \frac{1}{\sum_l w_l} \sum_l w_l \log \mathcal U(m_l) \Bigr), \qquad w_1 = \tfrac12, \quad w_2 = \dots = w_K = 1, \quad \sigma = 3 \text{ pixels of the map},
+# A(x) = \exp\Bigl( G_\sigma * \frac{\sum_l w_l \log \mathcal U(m_l)}{\sum_l w_l} \Bigr),
 # $$ (hlgfa-map)
 #
-# with $m_l$ cut off below at $10^{-4}$. As everywhere in this chapter, that misalignment is the anomaly is the paper's, and how it is measured is ours.
+# with weight $w_1 = \tfrac12$ for the finest level and 1 for the others, $\sigma = 3$ pixels of the map, and $m_l$ cut off below at $10^{-4}$. As everywhere in this chapter, that misalignment is the anomaly is the paper's, and how it is measured is ours.
 #
 # ```{literalinclude} ../uad_core/methods/hlgfa.py
 # :pyobject: HLGFA.differences
@@ -710,7 +738,10 @@ blindness.style.format("{:.2f}").set_caption("Distance δ of level 2 after train
 # and how often is ours ◇. An image is touched with probability one half; one that is touched gets each nuisance $T_j$ with its own probability and a strength drawn evenly from its range. What matters is the order: first the nuisance, then the two resolutions,
 #
 # $$
-# x' = (T_6 \circ \dots \circ T_1)(x), \qquad F_H = E(x'), \qquad F_L = E(\mathcal P_r\, x') .
+# \begin{aligned}
+# x' &= (T_6 \circ \dots \circ T_1)(x), \\
+# F_H &= E(x'), \qquad F_L = E(\mathcal P_r\, x') .
+# \end{aligned}
 # $$ (hlgfa-draw)
 #
 # Both views show the same dust, and the target shows it too. The network is not asked to remove it, as a denoiser would be; it is asked to find it *normal* that a speck in the low resolution looks like a speck in the high one.
@@ -735,11 +766,12 @@ with seeded(SEED):
         rows[name] = torch.cat([nuisance.apply(example, torch.tensor([float(strength)])) for strength in (nuisance.low, nuisance.high)])
 gallery = {}
 for name, (weak, strong) in rows.items():
-    corner = strong[:, :128, :128].repeat_interleave(4, 1).repeat_interleave(4, 2)
-    gallery[name] = torch.stack([weak, strong, corner, (0.5 + 4 * (strong - example[0])).clamp(0, 1)])
+    change = (0.5 + 4 * (strong - example[0])).clamp(0, 1)
+    gallery[name] = torch.stack([weak[:, :256, :256], strong[:, :256, :256],
+                                 *(part[:, :64, :64].repeat_interleave(4, 1).repeat_interleave(4, 2) for part in (strong, change))])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each nuisance at the weakest and the strongest that training draws, on an image of 512 pixels; the upper left corner of the strongest, and its difference from the clean image, four times enlarged around grey.", "name": "fig-hlgfa-nuisances"}, "image": {"alt": "Seven rows, no nuisance and six nuisances, four pictures each. Noise and compression are visible in the close-up only; dust shows as small dots, exposure as an even grey difference, light as a smooth pattern, blur as rings along edges."}}
-plots.picture_grid(gallery, ["weakest", "strongest", "corner", "change"])
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each nuisance at the weakest and the strongest that training draws, on the upper left quarter of an image of 512 pixels; a corner of the strongest, and its difference from the clean image, four times enlarged around grey.", "name": "fig-hlgfa-nuisances"}, "image": {"alt": "Seven rows, no nuisance and six nuisances, four pictures each. Noise and compression are visible in the close-up only; dust shows as small dots, exposure as an even grey difference, light as a smooth pattern, blur as rings along edges."}}
+plots.picture_grid(gallery, ["weakest", "strongest", "corner", "its change"])
 
 # %%
 ranges = pd.DataFrame({
@@ -778,10 +810,12 @@ detector.fit(data.train)
 trainable = sum(p.numel() for p in detector.refine.parameters())
 print(f"{trainable / 1e6:.2f} million trainable weights, {len(detector.history)} epochs")
 
-# %% mystnb={"figure": {"caption": "Training loss: the sum over levels of the share of variance that the answer misses.", "name": "fig-hlgfa-loss"}, "image": {"alt": "Training loss over epochs on a logarithmic axis, falling and then levelling off."}}
+# %% mystnb={"figure": {"caption": "Training loss: the sum over levels of the share of variance that the answer misses.", "name": "fig-hlgfa-loss"}, "image": {"alt": "Training loss over epochs on a logarithmic axis, falling and then levelling off well above zero."}}
 plots.loss_curve(detector.history)
 
 # %% [markdown]
+# {numref}`fig-hlgfa-loss` levels off far above zero: what remains is what neither view nor guide foretells. (The last epoch is cut short by the number of steps and is the mean of a few batches.) The free guide of {ref}`hlgfa-trap` would go on falling.
+#
 # What has the second view bought? The same distance, on normal test images, for the answers of HFR, which knows its image from a code, and of HLGFA:
 
 # %%
@@ -821,8 +855,8 @@ plots.residual_panel(
 )
 
 # %% [markdown]
-# These are the defects that HFR scores lowest, so {numref}`fig-hlgfa-panel` is no contest between the two; the images are those of {numref}`fig-hlgfa-hfr`, on a scale of their own. Two things to notice. The row $m_1$ is calmer than $\phi_1$ was, and the blocked hole and the torn bridge stand out of it. And all maps have a bright frame: at the border the backbone sees zeros beyond the image, at both resolutions but not equally far into it,
-# so the two are hard to align there. With images of 128 pixels the frame is wide, and in several columns it is the brightest place of the map. Which level finds defects by itself is told by its pixel AP:
+# These are the defects that HFR scores lowest, so {numref}`fig-hlgfa-panel` is no contest between the two; the images are those of {numref}`fig-hlgfa-hfr`, on a scale of their own. Two things to notice. The row $m_1$ is calmer than $\phi_1$ was, and the blocked hole and the torn bridge stand out of it. And all maps have a bright frame, in some columns the brightest place of the map. At the border the backbone sees zeros beyond the image, and a layer sees them twice as far into the product at the low resolution, so the two views differ there in another way than elsewhere ◇.
+# The table says how bright the frame is on good pieces, and which level finds defects by itself:
 
 # %%
 def level_ap(found):
@@ -834,8 +868,13 @@ def level_ap(found):
 with torch.no_grad():
     everything = test_set.batch(slice(None), detector.device)
     misaligned = detector.map_residuals(everything)
-    by_level = level_ap(misaligned)
-pd.DataFrame(by_level, index=["pixel AP of the level alone"]).style.format("{:.3f}")
+found = pd.DataFrame(level_ap(misaligned), index=["pixel AP of the level alone"])
+for name, m in misaligned.items():
+    good_maps = m[torch.from_numpy(~data.test.labels)]
+    found.loc["frame of one cell over the rest", name] = (
+        (good_maps.sum() - good_maps[:, 1:-1, 1:-1].sum()) / (good_maps[0].numel() - good_maps[0, 1:-1, 1:-1].numel())
+        / good_maps[:, 1:-1, 1:-1].mean() / len(good_maps)).item()
+found.style.format("{:.2f}")
 
 # %% [markdown]
 # Then the extremes: the defective images with the lowest scores, and the good ones with the highest.
@@ -874,14 +913,14 @@ for name, gate in gates.items():
     pixels = scoring.upsample(gate, masks.shape[1:])
     opened[name] = {"normal pixels": pixels[~masks].mean().item(), "defective pixels": pixels[masks].mean().item()}
 opened = pd.DataFrame(opened).T
-assert (opened["normal pixels"] - opened["defective pixels"]).abs().max() < 0.1
+holds((opened["normal pixels"] - opened["defective pixels"]).abs().max() < 0.1)
 opened.style.format("{:.3f}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean opening of the gate at each level, with the outlines of the masks on the images. Each row has a scale of its own.", "name": "fig-hlgfa-gate"}, "image": {"alt": "Images with outlined defects and, below, maps of the gate of three levels. The pattern of the product is visible in the gates, the defects hardly."}}
 plots.picture_grid({"image": test_images[shown]} | {name: gate[shown] for name, gate in gates.items()}, titles, masks[shown])
 
 # %% [markdown]
-# On average the gate is about as far open on defects as on normal places, and in {numref}`fig-hlgfa-gate` it follows the pattern of the product. It tells fine pattern from flat surface; it has never seen a defect and does not treat it as something of its own.
+# On average the gate is about as far open on defects as on normal places, and in {numref}`fig-hlgfa-gate` it follows the pattern of the product. It has never seen a defect, and it does not single defects out.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -904,7 +943,7 @@ pd.DataFrame(measured).T.style.format("{:.3f}")
 # %% [markdown]
 # On this page HLGFA is no better than HFR, although it foretells normal images far better. One reason can be seen above: the frame. Another is the size. In the short profile the low view has 64 pixels, in which the grille repeats every eight: one step of level 2. One product, one seed and the shortest of trainings prove nothing either way.
 #
-# The ledger has these runs. The paper's two figures, image AUROC .975 and pixel AUROC .979, are means over the fifteen categories of MVTec AD, of which we have `bottle`. No mean can be compared with one category. We set beforehand that our version is sound if it reaches on `bottle` an image AUROC of .995 and a pixel AUROC of .98, an easy mark for an easy category.
+# The ledger has longer runs, at 512 and 256 pixels. The paper's two figures, image AUROC .975 and pixel AUROC .979, are means over the fifteen categories of MVTec AD, of which we have `bottle`. No mean can be compared with one category. We set beforehand that our version is sound if it reaches on `bottle` an image AUROC of .995 and a pixel AUROC of .98, an easy mark for an easy category.
 
 # %%
 def ledger(name):
@@ -948,7 +987,7 @@ with torch.no_grad():
 pd.DataFrame(spent, index=["ms per image"]).style.format("{:.1f}")
 
 # %% [markdown]
-# And the ledger: HLGFA at several pairs of resolutions, beside HFR at single ones, on the same category, machine and threads. The last column is what one more point of pixel AP costs in milliseconds, counted from the cheapest row.
+# And the ledger: HLGFA at several pairs of resolutions, beside HFR at single ones, on `bottle`. The last column is what one more point of pixel AP costs in milliseconds, counted from the cheapest row.
 
 # %%
 rivals = pd.concat([runs.assign(method="HLGFA"), ledger("hfr").assign(method="HFR")])
@@ -977,9 +1016,9 @@ rivals.style.format("{:.3f}", subset=["image_auroc", "pixel_auroc", "pixel_ap", 
 # We turn each nuisance up beyond what training draws and give it to *every* test image, sound or not. Four detectors see the same pictures: HLGFA with and without nuisances in its training, HFR and SGFR, all of the short profile.
 
 # %%
-plain = uad_core.create("hlgfa", profile="smoke", seed=SEED, image_size=detector.image_size, augment=0).to(detector.device)
+plain = uad_core.create("hlgfa", profile="smoke", image_size=detector.image_size, augment=0, **same).to(detector.device)
 plain.fit(train_set, progress=False)
-bank = uad_core.create("sgfr", profile="smoke", seed=SEED, image_size=detector.image_size)
+bank = uad_core.create("sgfr", profile="smoke", image_size=detector.image_size, **same).to(detector.device)
 bank.fit(decoder_train, progress=False)
 rivals_here = {"HLGFA": detector, "HLGFA, no nuisances": plain, "HFR": decoder, "SGFR": bank}
 SWEEP = {"dust": (20, 40), "light": (0.15, 0.3), "noise": (0.05, 0.1), "blur": (2.0, 4.0), "exposure": (1.2, 1.5)}
@@ -989,7 +1028,7 @@ def under(name, strength):
     """Image AUROC, false alarms and the top of the maps of normal images of each detector, under one nuisance."""
     with seeded(SEED):
         changed = NUISANCES[name].apply(test_images, torch.full((len(test_images),), float(strength))) if strength else test_images
-    seen = described(changed) if strength else test_set
+    seen = described(changed.clamp(0, 1)) if strength else test_set
     rows = []
     for method, model in rivals_here.items():
         found, values = model.predict(seen if method.startswith("HLGFA") else Features(seen.levels[:K], "high"), progress=False)
@@ -1036,7 +1075,7 @@ alarms.insert(0, "none", [row["false alarms"] for row in clean_rows])
 # %%
 good = torch.from_numpy(np.flatnonzero(~data.test.labels))
 with seeded(SEED):
-    touched = described(augment(test_images[good], 1.0))
+    touched = described(augment(test_images[good], 1.0).clamp(0, 1))
 risen = {}
 for name, model in rivals_here.items():
     seen = [part if name.startswith("HLGFA") else Features(part.levels[:K], "high") for part in (touched, test_set.subset(good))]
@@ -1055,21 +1094,21 @@ same_scale = {name: model.anomaly_map(piece.to(model.device)).cpu() for name, mo
 plots.picture_grid({"image": piece} | same_scale, ["none", *SWEEP])
 
 # %% tags=["hide-input"]
-# The text below relies on these; a change that breaks one stops the page here.
 auroc = strongest.pivot(index="method", columns="nuisance", values="AUROC")
 fall = pd.Series({row["method"]: row["AUROC"] for row in clean_rows}) - auroc.T
 fall = fall.T
-assert fall.loc["HLGFA", "dust"] < 0.05 and fall.loc["HLGFA", "blur"] < 0.05
-assert (fall["noise"] > 0.1).all() and (alarms["noise"] > 0.5).all()
-assert fall.loc["HLGFA", "light"] < fall.loc["HFR", "light"] and fall.loc["HLGFA", "exposure"] < fall.loc["HFR", "exposure"]
-assert (auroc.loc["HLGFA"] - auroc.loc["HLGFA, no nuisances"]).max() < 0.05
+holds(
+    fall.loc["HLGFA", ["dust", "blur"]].max() < 0.05, fall["noise"].min() > 0.1, alarms["noise"].min() > 0.9,
+    fall.loc["HLGFA", "light"] < fall.loc["HFR", "light"], fall.loc["HLGFA", "exposure"] < fall.loc["HFR", "exposure"],
+    (auroc.loc["HLGFA"] - auroc.loc["HLGFA, no nuisances"]).max() < 0.05,
+)
 
 # %% [markdown]
 # What the two figures and two tables say, for this product at this size:
 #
-# * *Noise* is the enemy of all four. Beyond the strength that training draws AUROC collapses, and every good piece is an alarm ({numref}`fig-hlgfa-touched`).
+# * *Noise* is the enemy of all four. Beyond the strength that training draws AUROC collapses, and nearly every good piece is an alarm ({numref}`fig-hlgfa-touched`).
 # * *Dust* and *blur* cost HLGFA next to nothing. At 128 pixels the specks and the blur, whose sizes shrink with the image, are hardly there, so this is a weak test.
-# * Under *uneven light* and *exposure* HLGFA's order of images suffers less than HFR's: both views become brighter alike, and the comparison of the two changes less than the features themselves. The false alarms show the limit of that. The order survives, the threshold does not.
+# * Under *uneven light* and *exposure* HLGFA's order of images suffers less than HFR's: both views become brighter alike, and what is compared is the two views (our reading ◇). The false alarms show the limit of that. The order survives, the threshold does not.
 # * *Nuisances in training* did not raise any AUROC noticeably here, and the 99th percentile rises as little without them. At 512 pixels, where dust is dust, the ledger's rows with and without them are the place to look.
 #
 # ```{admonition} Take-away
