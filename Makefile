@@ -35,7 +35,7 @@ $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no interpreter $(PYTHON): choose one with \`make PYTHON=python3.12 ...\`" >&2; exit 1; }
 	@$(PYTHON) tools/check_python.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[book,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[book,test,export]"
 	@touch $@
 
 book: $(READY)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny import SIZE, image_set, weave
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = argparse.Namespace(steps=2, rounds=1, width=8, heads=2, layers=1, channels=5, batch=4, threads=1, memory=12)
@@ -67,3 +69,17 @@ def test_the_table_shows_ratios(capsys) -> None:
     row = {"task": "LCA alone", "side": 4, "batch": 2, "uad_core": {"seconds": 0.1, "peak_mb": 10.0}}
     program("attention").show({**row, "dense": {"seconds": 0.5, "peak_mb": 70.0}}, TINY)
     assert capsys.readouterr().out.split()[-2:] == ["5.0x", "7.0x"]
+
+
+def test_a_file_is_judged_beside_pytorch() -> None:
+    exported, images = program("exported"), image_set(weave(4))
+    factors = {"PyTorch": 1.0, "file": 1.1}
+    judges = {name: lambda x, f=factor: (x.mean(1), f * x.mean((1, 2, 3))) for name, factor in factors.items()}
+    found = exported.judged(judges, images)
+    labels, masks = np.array([False, False, True, True]), np.zeros((4, SIZE, SIZE), bool)
+    masks[2:, :9] = True
+    threshold = 1.05 * max(found["PyTorch"]["scores"])
+    row = exported.row(found["file"], found["PyTorch"], threshold, labels, masks)
+    assert row["score_error"] == pytest.approx(0.1, rel=1e-5) and row["ms"] > 0 and 0 <= row["image_auroc"] <= 1
+    moved = 1.1 * np.array(found["PyTorch"]["scores"]) > threshold
+    assert row["changed"] == moved.sum() > 0 and row["false_alarms"] == moved[~labels].sum()

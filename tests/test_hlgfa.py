@@ -146,7 +146,7 @@ def test_the_residual_is_measured_by_what_is_normal() -> None:
     for (a, b), spread, m in zip(
         model.align(description), model.spreads, model.map_residuals(description).values(), strict=True
     ):
-        d = soft_norm(a, 1.0) - soft_norm(b, 1.0)
+        d = soft_norm(a, model.config.tau) - soft_norm(b, model.config.tau)
         x = d[1, :, 2, 1] - spread.mean
         torch.testing.assert_close(m[1, 2, 1], x @ spread.precision @ x, rtol=1e-4, atol=1e-5)
 

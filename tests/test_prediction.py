@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ def predicted(model: Path, images: list[Path], out: Path) -> pd.DataFrame:
 def test_every_image_has_an_overlay_a_score_and_a_map(model, photos, tmp_path) -> None:
     out = tmp_path / "deep" / "out"
     ran = uad("predict", model, photos / "good", photos / "bad/001.png", "--out", out, "--device", "cpu")
-    assert ran.status == 0 and ran.err == ""
+    assert ran.status == 1 and ran.err == ""
     assert inside(out) == ["000.png", "001-2.png", "001.png", "maps.npz", "scores.csv"]
     files = [photos / "good/000.png", photos / "good/001.png", photos / "bad/001.png"]
     images = tensor(np.stack([np.asarray(Image.open(file)) for file in files]))
@@ -153,6 +154,47 @@ def test_coarse_maps_are_laid_over_whole_images(photos, tmp_path) -> None:
     assert np.load(tmp_path / "out/maps.npz")["anomaly_map"].shape == (2, 16, 16)
 
 
+# --- what other programs read --------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_image_is_listed_and_the_others_are_judged(model, photos, tmp_path, undrawn) -> None:
+    cut, text = photos / "bad/001.png", photos / "good/001.png"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    text.write_text("I am no picture")
+    ran = uad("predict", model, photos, "--out", tmp_path / "out", "--device", "cpu")
+    assert ran.status == 2 and [line.split()[0] for line in ran.out.splitlines()] == ["anomalous", "normal"]
+    assert [line.split()[:2] for line in ran.err.splitlines()] == [["unreadable:", str(f)] for f in (cut, text)]
+    table = pd.read_csv(tmp_path / "out/scores.csv")
+    assert table["image"].tolist() == [str(photos / name) for name in ("bad/000.png", "good/000.png")] + [
+        str(cut), str(text)]  # fmt: skip
+    assert table["verdict"].tolist() == ["anomalous", "normal", "unreadable", "unreadable"]
+    assert table["score"].isna().tolist() == [False, False, True, True]
+    assert len(np.load(tmp_path / "out/maps.npz")["score"]) == 2
+
+
+def test_json_lines_say_all_that_the_table_says(model, photos, tmp_path, undrawn) -> None:
+    (photos / "good/Ünï ☃.png").write_text("I am no picture")
+    ran = uad("predict", model, photos, "--out", tmp_path / "out", "--device", "cpu", "--json")
+    assert ran.out == (tmp_path / "out/scores.jsonl").read_text("utf-8")
+    rows, table = [json.loads(line) for line in ran.out.splitlines()], pd.read_csv(tmp_path / "out/scores.csv")
+    assert [row["image"] for row in rows] == table["image"].tolist()
+    assert [row["verdict"] for row in rows] == table["verdict"].tolist()
+    assert [row["score"] for row in rows[:-1]] == pytest.approx(table["score"].tolist()[:-1])
+    assert rows[-1]["score"] is None and "Ünï ☃.png is not a PNG" in rows[-1]["error"]
+    assert not any(row["error"] for row in rows[:-1])
+
+
+@pytest.mark.parametrize(("folders", "status"), [(["good"], 0), (["good", "bad"], 1)])
+def test_the_exit_status_says_whether_anything_is_anomalous(model, photos, tmp_path, undrawn, folders, status) -> None:
+    ran = uad("predict", model, *(photos / name for name in folders), "--out", tmp_path / "out", "--device", "cpu")
+    assert ran.status == status
+
+
+def test_without_a_verdict_the_exit_status_is_0(photos, tmp_path, undrawn) -> None:
+    methods.save(detector("pixel_ae", width=4, stages=4), tmp_path / "model")
+    assert uad("predict", tmp_path / "model", photos, "--out", tmp_path / "out", "--device", "cpu").status == 0
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -166,17 +208,6 @@ def test_a_folder_that_holds_something_is_not_touched(model, photos, tmp_path, u
     assert len(predicted(model, [photos / "good"], tmp_path / "empty")) == 2
 
 
-def text(photos: Path) -> list[Path]:
-    (photos / "good/001.png").write_text("I am no picture")
-    return [photos / "good"]
-
-
-def cut(photos: Path) -> list[Path]:
-    file = photos / "good/001.png"
-    file.write_bytes(file.read_bytes()[:-2000])
-    return [file]
-
-
 def nothing(photos: Path) -> list[Path]:
     return [photos / "good", photos / "good/009.png"]
 
@@ -186,12 +217,18 @@ def empty(photos: Path) -> list[Path]:
     return [photos / "empty"]
 
 
+def text_only(photos: Path) -> list[Path]:
+    (photos / "good/002.png").write_text("I am no picture")
+    return [photos / "good/002.png"]
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
-    [(text, "good/001.png"), (cut, "good/001.png"), (nothing, "no image {}/good/009.png: check the path"),
-     (empty, "{}/empty holds no images (.bmp, .jpeg, .jpg, .png, .tif, .tiff): name a folder that does, or files")],
+    [(nothing, "no image {}/good/009.png: check the path"),
+     (empty, "{}/empty holds no images (.bmp, .jpeg, .jpg, .png, .tif, .tiff): name a folder that does, or files"),
+     (text_only, "none of the 1 images can be read; the first: {}/good/002.png is not a PNG, JPEG, BMP or TIFF image")],
 )  # fmt: skip
-def test_unreadable_images_are_named_and_nothing_is_written(model, photos, tmp_path, images, message: str) -> None:
+def test_where_there_is_nothing_to_judge_nothing_is_written(model, photos, tmp_path, images, message: str) -> None:
     chosen = images(photos)
     before = inside(tmp_path)
     found = refused("predict", model, *chosen, "--out", tmp_path / "out", "--device", "cpu")

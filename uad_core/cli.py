@@ -1,4 +1,4 @@
-"""The command line `uad`: list, data, run, predict, table, ledger, book.
+"""The command line `uad`: list, data, run, predict, export, table, ledger, book.
 
 Wrong use and bad input end in one line that says what, where and how to mend it, with exit status 2.
 """
@@ -96,6 +96,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the configuration.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Also leave report.html, beside each model.")] = False,
 ) -> None:
     """Fit on normal images, evaluate on the test images, and keep result, maps and model."""
     from uad_core import datasets
@@ -107,6 +108,10 @@ def run(
         method, dataset, category, root, profile, backbone, size, seed, device, _settings(set_ or []), joint
     )
     result = run_experiment(experiment, out, progress=_watched())
+    if report:
+        from uad_core.report import of_run
+
+        of_run(experiment, out)
     typer.echo(json.dumps(result, indent=2) if json_ else _summary(result, out))
 
 
@@ -116,12 +121,51 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="A new folder for overlays, maps and scores.")],
     device: Device = "auto",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines, and keep them as scores.jsonl, for other programs.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Also leave report.html, one web page of all.")] = False,
 ) -> None:
-    """Map the anomalies of your own images: one overlay per image, scores.csv and maps.npz."""
+    """Map the anomalies of your own images: one overlay per image, scores.csv and maps.npz.
+
+    Exit status: 0 if no image is called anomalous, 1 if one is, 2 if one cannot be read (or on wrong use).
+    """
     from uad_core.prediction import predict_files
 
-    for row in predict_files(model, images, out, device, progress=_watched()):
-        typer.echo(f"{row.verdict:10s} {row.score:10.4f}  {row.image}")
+    options = {"progress": _watched(), "json_lines": json_, "page": report}
+    prediction = predict_files(model, images, out, device, **options)
+    if json_:
+        typer.echo(prediction.json_lines(), nl=False)
+    else:
+        for row in prediction.rows:
+            typer.echo(f"{row.verdict:10s} {row.score:10.4f}  {row.image}")
+    for reason in prediction.unreadable.values():
+        typer.echo(f"unreadable: {reason}", err=True)
+    raise typer.Exit(prediction.status)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="The file; else model.onnx in that folder.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Numbers in half precision: half the size.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Convolutions in 8 bits; needs --images.")] = False,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Normal images, or folders of them, to compare on; int8 needs them.")
+    ] = None,
+) -> None:
+    """Write the fitted detector as one ONNX file, which runs without this package, and compare it with PyTorch."""
+    from uad_core import export as export_
+
+    if half and int8:
+        raise UserError("--half and --int8 exclude each other: export twice, to two files")
+    done = export_.export(model, out, "int8" if int8 else "half" if half else "single", images)
+    without = "; no verdict: it has no threshold (there is none, or it does not hold for such scores)"
+    typer.echo(
+        f"{done.file}: {done.size / 1e6:.1f} MB, {done.precision} precision; differs from PyTorch by at most "
+        f"{done.map_error:.1e} in the maps and {done.score_error:.1e} in the scores (relative)"
+        + ("" if done.verdict else without)
+    )
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
@@ -10,14 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from uad_core import methods, plots, scoring
+from uad_core import methods, plots, report, scoring
+from uad_core.cost import Stopwatch
 from uad_core.datasets.base import ImageSet
-from uad_core.datasets.images import SUFFIXES, FileSource
+from uad_core.datasets.images import SUFFIXES, FileSource, read_image
 from uad_core.errors import UserError
 from uad_core.files import new_folder
 from uad_core.methods.base import Detector
 
-__all__ = ["Verdict", "predict_files"]
+__all__ = ["Prediction", "Verdict", "image_files", "images_of", "model_folder", "predict_files", "readable"]
+
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -29,37 +34,107 @@ class Verdict:
     verdict: str
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of images: a verdict on each that could be read, and why the others could not (file -> reason)."""
+
+    rows: list[Verdict]
+    unreadable: dict[str, str]
+
+    @property
+    def status(self) -> int:
+        """The exit status of `uad predict`: 2 where an image is unreadable, else 1 where one is anomalous, else 0."""
+        return 2 if self.unreadable else int(any(row.verdict == "anomalous" for row in self.rows))
+
+    def json_lines(self) -> str:
+        """Return one JSON object a line: "image", "score", "verdict", and "error", why an image is unreadable."""
+        sound = [asdict(row) | {"error": None} for row in self.rows]
+        lost = [_without_score(file) | {"error": reason} for file, reason in self.unreadable.items()]
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*sound, *lost])
+
+    def table(self) -> pd.DataFrame:
+        """Return image, score and verdict of every image; those that are unreadable come last and have no score."""
+        return pd.DataFrame([*map(asdict, self.rows), *map(_without_score, self.unreadable)])
+
+
+def _without_score(file: str) -> dict[str, object]:
+    return {"image": file, "score": None, "verdict": UNREADABLE}
+
+
 def predict_files(
-    model: Path, images: list[Path], out: Path, device: str = "auto", *, progress: bool = True
-) -> list[Verdict]:
+    model: Path,
+    images: list[Path],
+    out: Path,
+    device: str = "auto",
+    *,
+    progress: bool = True,
+    json_lines: bool = False,
+    page: bool = False,
+) -> Prediction:
     """Map and score image files; write overlays, scores.csv and maps.npz into the new folder `out`.
 
     model: the folder of a run, or of a saved model. images: files, or folders, searched below too, whose images are
     taken. An overlay bears the name of its image, in the folders that the image lies in below the folder that was
-    named. All overlays share one colour scale, so that two of them can be compared.
+    named. All overlays share one colour scale, so that two of them can be compared. json_lines: write scores.jsonl too.
+    page: write report.html too, see `uad_core.report`. An image that cannot be read is passed over and listed.
 
-    Raises UserError for a missing model, a file that is no image, or an `out` that is not empty; nothing is written
-    then.
+    Raises UserError for a missing model, a file that is not there, images of which none can be read, or an `out` that
+    is not empty; nothing is written then.
     """
-    detector = methods.load(model / "model" if (model / "model").is_dir() else model, device)
-    files = _image_files(images)
-    pictures = _as_set(list(files), detector.image_size)
+    detector = methods.load(model_folder(model), device)
+    files = image_files(images)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out")
-    maps, scores = detector.predict(pictures, progress=progress)
-    rows = [Verdict(*row) for row in zip(pictures.paths, scores.tolist(), detector.verdicts(scores))]
+    prediction, seen = _judge(detector, files, _facts(model), progress)
     try:
         with new_folder(out) as work:
-            _write(work, rows, _unique_names(list(files.values())), pictures, maps, detector)
+            _write(work, detector, prediction, seen)
+            if json_lines:
+                (work / "scores.jsonl").write_text(prediction.json_lines(), encoding="utf-8")
+            if page:
+                (work / "report.html").write_text(report.page(detector, seen), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write to {out} ({error.strerror or error}): free space there or choose another --out"
         ) from None
-    return rows
+    return prediction
 
 
-def _image_files(paths: list[Path]) -> dict[Path, Path]:
-    """Return every image file once, and its name below the folder that was named."""
+def _judge(
+    detector: Detector, files: dict[Path, Path], facts: dict[str, str], progress: bool
+) -> tuple[Prediction, report.Seen]:
+    """Map and score the files that can be read, and time it."""
+    sound, unreadable = readable(list(files))
+    if not sound:
+        first = next(iter(unreadable.values()))
+        raise UserError(f"none of the {len(files)} images can be read; the first: {first}")
+    pictures = images_of(sound, detector.image_size)
+    with Stopwatch(detector.device) as watch:
+        maps, scores = detector.predict(pictures, progress=progress)
+    rows = [Verdict(*row) for row in zip(pictures.paths, scores.tolist(), detector.verdicts(scores))]
+    names, time = [files[file].as_posix() for file in sound], 1000 * watch.seconds / len(rows)
+    seen = report.Seen(pictures, maps, scores, names, unreadable=unreadable, ms_per_image=time, facts=facts)
+    return Prediction(rows, unreadable), seen
+
+
+def _facts(model: Path) -> dict[str, str]:
+    """Say where a model comes from: the data of its run, where there is one, and a hash of what was fitted."""
+    weights = sha256((model_folder(model) / "model.safetensors").read_bytes()).hexdigest()
+    result = model / "result.json"
+    facts = report.run_facts(json.loads(result.read_text(encoding="utf-8"))) if result.is_file() else {}
+    return {**facts, "model sha256": weights}
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the folder of the saved model: that of a run holds it as `model`."""
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def image_files(paths: list[Path]) -> dict[Path, Path]:
+    """Return every image file once, and its name below the folder that was named.
+
+    Raises UserError for a file that is not there and for a folder without images.
+    """
     files: dict[Path, Path] = {}
     for path in paths:
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
@@ -68,13 +143,27 @@ def _image_files(paths: list[Path]) -> dict[Path, Path]:
                 f"{path} holds no images ({', '.join(sorted(SUFFIXES))}): name a folder that does, or files"
             )
         files |= {file: file.relative_to(path) if path.is_dir() else Path(file.name) for file in inside}
-    missing = [file for file in files if not file.is_file()]
+    missing = [path for path in paths if not path.exists()]
     if missing:
         raise UserError(f"no image {missing[0]}: check the path")
     return files
 
 
-def _as_set(files: list[Path], image_size: tuple[int, int]) -> ImageSet:
+def readable(files: list[Path]) -> tuple[list[Path], dict[str, str]]:
+    """Decode every file once: return those that can be read, and why the others cannot (file -> reason)."""
+    sound: list[Path] = []
+    unreadable: dict[str, str] = {}
+    for file in files:
+        try:
+            read_image(file)
+            sound.append(file)
+        except UserError as error:
+            unreadable[str(file)] = str(error)
+    return sound, unreadable
+
+
+def images_of(files: list[Path], image_size: tuple[int, int]) -> ImageSet:
+    """Return files as a set of images that nothing is known of, at a size (H, W)."""
     names = [str(file) for file in files]
     return ImageSet(
         dataset="images", category="images", split="test", image_size=image_size, paths=names,
@@ -94,10 +183,10 @@ def _unique_names(files: list[Path]) -> list[str]:
     return list(names.values())
 
 
-def _write(
-    work: Path, rows: list[Verdict], names: list[str], pictures: ImageSet, maps: np.ndarray, detector: Detector
-) -> None:
+def _write(work: Path, detector: Detector, prediction: Prediction, seen: report.Seen) -> None:
     """Write overlays, one at a time, scores and maps into a folder."""
+    rows, maps, pictures = prediction.rows, seen.maps, seen.pictures
+    names = _unique_names([Path(name) for name in seen.names])
     vmin, vmax = plots.limits(maps)
     for i, (row, name) in enumerate(zip(rows, names)):
         title = name.replace("$", r"\$")  # or the plot reads it as mathematics
@@ -106,6 +195,5 @@ def _write(
         sheet = plots.overlay(pictures[i], large, title=title, **scale)
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         sheet.savefig(work / f"{name}.png")
-    pd.DataFrame([vars(row) for row in rows]).to_csv(work / "scores.csv", index=False)
-    scores = np.array([row.score for row in rows], np.float32)
-    np.savez(work / "maps.npz", anomaly_map=maps, score=scores, path=np.array(pictures.paths))
+    prediction.table().to_csv(work / "scores.csv", index=False)
+    np.savez(work / "maps.npz", anomaly_map=maps, score=seen.scores, path=np.array(pictures.paths))

@@ -42,14 +42,15 @@ def test_conda_asks_for_what_pip_asks_for(repository, project):
     conda = yaml.safe_load(read(repository, "environment.yml"))["dependencies"]
     extras = project["optional-dependencies"]
     listed = next(entry["pip"] for entry in conda if isinstance(entry, dict))
-    assert set(listed) == {*project["dependencies"], *extras["book"], *extras["test"], "--editable ."}
+    chosen = [requirement for name in ("book", "test", "export") for requirement in extras[name]]
+    assert set(listed) == {*project["dependencies"], *chosen, "--editable ."}
     assert len(listed) == len(set(listed))
     assert f"python{project['requires-python']}" in conda
 
 
 def test_package_gives_lower_bounds_only(project):
     extras = project["optional-dependencies"]
-    for requirement in [*project["dependencies"], *extras["test"], *extras["glad"]]:
+    for requirement in [*project["dependencies"], *extras["test"], *extras["export"], *extras["glad"]]:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+( *; *python_version.*)?", requirement), requirement
 
 

@@ -48,8 +48,8 @@ class HLGFAConfig(TrainedConfig):
     strides: Counts = reconstruction((4, 8, 16), "that there are several levels is the paper's")
     factor: Annotated[int, Field(ge=2, le=8)] = reconstruction(2, "high over low resolution")
     pool: Annotated[int, Field(ge=2)] = reconstruction(4, "width of the squares whose average is the structure")
-    working: Fraction = reconstruction(0.5, "channels of the refinement, as a fraction of the level's")
-    prior: Fraction = reconstruction(0.125, "channels that structure and detail are squeezed into, as such a fraction")
+    working: Fraction = reconstruction(1.0, "channels of the refinement, as a fraction of the level's")
+    prior: Fraction = reconstruction(0.25, "channels that structure and detail are squeezed into, as such a fraction")
     bound: Size = reconstruction(0.5, "largest relative change of scale, and shift, by the structure")
     guidance: Literal["both", "structure", "detail", "none", "leak"] = fact(
         "both", "structure and detail priors guide; the others are for comparison, 'leak' lets content through"
@@ -59,9 +59,9 @@ class HLGFAConfig(TrainedConfig):
     mode: Literal["normal", "mse", "cos"] = reconstruction(
         "normal", "residual: difference of soft directions in units of normal ones; or distance, or direction"
     )
-    tau: Size = reconstruction(1.0, "length at which a feature's direction counts by half (mode 'normal')")
+    tau: Size = reconstruction(2.5, "length at which a feature's direction counts by half (mode 'normal')")
     finest: Size = reconstruction(0.5, "weight of the finest level among logarithms, of the others 1")
-    sigma: Size = reconstruction(3.0, "pixels of the map; smooths it")
+    sigma: Size = reconstruction(4.0, "pixels of the map; smooths it")
     map_stride: Annotated[int, Field(ge=1, le=32)] = reconstruction(2, "pixels of the image per pixel of the map")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
     batch_size: Count = reconstruction(4, "images per step")
