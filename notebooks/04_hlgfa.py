@@ -154,8 +154,8 @@ plots.residual_panel(
 #
 # $$
 # \begin{aligned}
-# F_H^{\,l} &= E^l(x) && \in \mathbb R^{C_l \times h_l \times w_l}, \\
-# F_L^{\,l} &= E^l(\mathcal P_r\, x) && \in \mathbb R^{C_l \times h_l/r \times w_l/r}.
+# F_H^{\,l} &= E^l(x) \in \mathbb R^{C_l \times h_l \times w_l}, \\
+# F_L^{\,l} &= E^l(\mathcal P_r\, x) \in \mathbb R^{C_l \times h_l/r \times w_l/r}.
 # \end{aligned}
 # $$ (hlgfa-two)
 #
@@ -345,8 +345,8 @@ HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(data_bo
 #
 # $$
 # \begin{aligned}
-# S^l &= \mathcal P_q\, F_H^{\,l} && \in \mathbb R^{C_l \times h_l/q \times w_l/q}, \\
-# D^l &= F_H^{\,l} - \mathcal U\, S^l && \in \mathbb R^{C_l \times h_l \times w_l}.
+# S^l &= \mathcal P_q\, F_H^{\,l} \in \mathbb R^{C_l \times h_l/q \times w_l/q}, \\
+# D^l &= F_H^{\,l} - \mathcal U\, S^l \in \mathbb R^{C_l \times h_l \times w_l}.
 # \end{aligned}
 # $$ (hlgfa-priors)
 #
@@ -385,7 +385,8 @@ plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.i
 # $$
 # \begin{aligned}
 # [\gamma, \beta] &= \mathcal U\, \psi_S(S), \\
-# Z_{mod} &= \mathrm N(Z) \odot (1 + a \tanh \gamma) + a \tanh \beta .
+# Z_{mod} &= \mathrm N(Z) \odot (1 + a \tanh \gamma) \\
+# &\quad {} + a \tanh \beta .
 # \end{aligned}
 # $$ (hlgfa-modulation)
 #
@@ -399,10 +400,10 @@ plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.i
 #
 # ### From the detail: a gate
 #
-# What a coarse view cannot hold, fine edges above all, has to be added. *What* is added comes from the content, through two $3 \times 3$ convolutions $\rho$; *where* it is let through, the detail decides, again through a narrow network $\psi_D$ ($1\times1$ to $C''$ channels, GELU, $3 \times 3$) and a sigmoid ◇:
+# What a coarse view cannot hold, fine edges above all, has to be added. *What* is added comes from the content, through two $3 \times 3$ convolutions $\rho$; *where* it is let through, the detail decides, again through a narrow network $\psi_D$ ($1\times1$ to $C''$ channels, GELU, $3 \times 3$) and a sigmoid, one number in $(0, 1)$ for each of the $C'$ channels at each place ◇:
 #
 # $$
-# G = \operatorname{sigmoid}\bigl(\psi_D(D)\bigr) \in (0, 1)^{C' \times h \times w},
+# G = \operatorname{sigmoid}\bigl(\psi_D(D)\bigr),
 # $$ (hlgfa-gate)
 #
 # $$
@@ -600,7 +601,8 @@ sheet
 # \begin{aligned}
 # \kappa_{guide} &= \frac{\sum_p \langle \hat\Delta_p, \Delta_p \rangle}{\sum_p \| \Delta_p \|_2^2}, \\
 # \Delta &= F_H' - F_H, \\
-# \hat\Delta &= \hat F_H(F_H', F_L) - \hat F_H(F_H, F_L) .
+# \hat\Delta &= \hat F_H(F_H', F_L) \\
+# &\quad {} - \hat F_H(F_H, F_L) .
 # \end{aligned}
 # $$ (hlgfa-share)
 #
@@ -661,7 +663,8 @@ holds(
 # $$
 # \begin{aligned}
 # \bigl| Z_{mod} - \mathrm N(Z) \bigr| &\le a\,\bigl(1 + |\mathrm N(Z)|\bigr), \\
-# \bigl| Z_{ref} - \mathrm N(Z) \bigr| &\le a\,\bigl(1 + |\mathrm N(Z)|\bigr) + |R| .
+# \bigl| Z_{ref} - \mathrm N(Z) \bigr| &\le a\,\bigl(1 + |\mathrm N(Z)|\bigr) \\
+# &\quad {} + |R| .
 # \end{aligned}
 # $$ (hlgfa-box)
 #
@@ -705,18 +708,20 @@ blindness.style.format("{:.2f}").set_caption("Distance δ of level 2 after train
 #
 # $$
 # \begin{aligned}
-# d_l(p) &= \mathrm{soft}\bigl(F_H^{\,l}(p)\bigr) - \mathrm{soft}\bigl(\hat F_H^{\,l}(p)\bigr), \\
-# m_l(p) &= \bigl(d_l(p) - \bar d_l\bigr)^{\mathsf T} P_l\, \bigl(d_l(p) - \bar d_l\bigr),
+# d_l(p) &= \mathrm{soft}\bigl(F_H^{\,l}(p)\bigr) \\
+# &\quad {} - \mathrm{soft}\bigl(\hat F_H^{\,l}(p)\bigr), \\
+# m_l(p) &= \bigl(d_l(p) - \bar d_l\bigr)^{\mathsf T} P_l \\
+# &\quad\ \ \bigl(d_l(p) - \bar d_l\bigr),
 # \end{aligned}
 # $$ (hlgfa-residual)
 #
 # so that $m_l = 1$ means: as badly aligned as normal places are on average. A direction in which normal places are never foretold exactly counts little. The levels are joined by a weighted geometric mean over levels and neighbourhood, and the image score is the mean of the largest 0.2 % of the map:
 #
 # $$
-# A(x) = \exp\Bigl( G_\sigma * \frac{\sum_l w_l \log \mathcal U(m_l)}{\sum_l w_l} \Bigr),
+# A = \exp\bigl( G_\sigma * \sum_l \tfrac{w_l}{w} \log \mathcal U(m_l) \bigr),
 # $$ (hlgfa-map)
 #
-# with weight $w_1 = \tfrac12$ for the finest level and 1 for the others, the setting `sigma` for $\sigma$ in pixels of the map, and $m_l$ cut off below at $10^{-4}$. As everywhere in this chapter, that misalignment is the anomaly is the paper's, and how it is measured is ours.
+# with weight $w_1 = \tfrac12$ for the finest level and 1 for the others, $w = \sum_l w_l$, the setting `sigma` for $\sigma$ in pixels of the map, and $m_l$ cut off below at $10^{-4}$. As everywhere in this chapter, that misalignment is the anomaly is the paper's, and how it is measured is ours.
 #
 # ```{literalinclude} ../uad_core/methods/hlgfa.py
 # :pyobject: HLGFA.differences
