@@ -384,7 +384,7 @@ plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.i
 #
 # $$
 # \begin{aligned}
-# [\gamma, \beta] &= \mathcal U\, \psi_S(S), \\
+# (\gamma, \beta) &= \mathcal U\, \psi_S(S), \\
 # Z_{mod} &= \mathrm N(Z) \odot (1 + a \tanh \gamma) \\
 # &\quad {} + a \tanh \beta .
 # \end{aligned}
