@@ -97,9 +97,7 @@ class Refine(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(channels, working, 1), nn.GroupNorm(1, working))
         self.norm = nn.GroupNorm(1, working)
         self.psi_s = nn.Sequential(nn.Conv2d(channels, prior, 1), nn.GELU(), nn.Conv2d(prior, 2 * working, 1))
-        self.psi_d = nn.Sequential(
-            nn.Conv2d(channels, prior, 1), nn.GELU(), nn.Conv2d(prior, working, 3, padding=1)
-        )
+        self.psi_d = nn.Sequential(nn.Conv2d(channels, prior, 1), nn.GELU(), nn.Conv2d(prior, 1, 3, padding=1))
         inputs = working + channels if self.leaks else working
         self.rho = nn.Sequential(
             nn.Conv2d(inputs, working, 3, padding=1), nn.GELU(), nn.Conv2d(working, working, 3, padding=1)
@@ -127,9 +125,9 @@ class Refine(nn.Module):
         return self.norm(z) * (1 + gamma) + beta
 
     def gate(self, z: Tensor, d: Tensor) -> Tensor:
-        """Open where the detail calls for correction: G (N, working, h, w) in [0, 1], equation (hlgfa-gate)."""
+        """Open where the detail calls for correction: G (N, 1, h, w) in [0, 1], equation (hlgfa-gate)."""
         if self.config.guidance in ("structure", "none"):
-            return torch.full_like(z, 0.5)
+            return torch.full_like(z[:, :1], 0.5)
         return self.psi_d(d).sigmoid()
 
     def correction(self, z: Tensor, d: Tensor) -> Tensor:
