@@ -36,7 +36,7 @@ def own_networks():
 
 def create(name: str, device: str = "cuda", **settings) -> methods.Detector:
     kind = methods.method_class(name).config_class
-    settings |= {"epochs": 2} if "epochs" in {field.name for field in dataclasses.fields(kind)} else {}
+    settings |= dict.fromkeys({"epochs", "steps"} & {field.name for field in dataclasses.fields(kind)}, 2)
     return methods.create(name, profile="smoke", backbone=LITE0, image_size=64, device=device, **settings)
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(uad_core.__file__).parent
 ORDER = [
     ["errors", "files", "sources", "randomness"],
     ["datasets"],
-    ["backbones", "scoring", "training"],
+    ["augmentation", "backbones", "scoring", "training"],
     ["features"],
     ["methods"],
     ["metrics", "promise"],

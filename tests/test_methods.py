@@ -173,11 +173,11 @@ def test_a_schedule_holds_the_settings_of_training() -> None:
 
 
 class SmallModels(dict):
-    """Method -> a model of its smoke profile, fitted when first asked for; for one epoch where it has epochs."""
+    """Method -> a model of its smoke profile, fitted when first asked for; for one epoch or step."""
 
     def __missing__(self, name: str) -> methods.Detector:
         fields = {field.name for field in dataclasses.fields(methods.method_class(name).config_class)}
-        hurried = {"epochs": 1} if "epochs" in fields else {}
+        hurried = dict.fromkeys({"epochs", "steps"} & fields, 1)
         self[name] = create(name, profile="smoke", **hurried, **SMALL).fit(image_set(weave(16)), progress=False)
         return self[name]
 

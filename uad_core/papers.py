@@ -25,7 +25,7 @@ MARKS = {
 
 NOT_PUBLISHED = "not published in what we could read"
 
-IN_PREPARATION = {"hlgfa": "2602.09524", "glad": "2406.07487"}
+IN_PREPARATION = {"glad": "2406.07487"}
 """Papers of the book whose method is not written yet: their numbers on arXiv."""
 
 PAPERS = {
