@@ -779,7 +779,7 @@ hardest = side[("image_auroc", "hfr")].nsmallest(2)
 print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, category in hardest.index))
 
 # %% [markdown]
-# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst.
+# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst. On `circuit` it is missing and misplaced parts that a stored patch notices sooner: of these the deepest level knows most, and {eq}`hfr-map` gives it the smallest weight. On MTD every tile has a texture of its own, which the code does not hold (our reading ◇).
 #
 # What stays out of reach follows from the idea: HFR has to *foretell* the features, and where the deepest level does not determine them, as in a grain or a print at any angle, a normal image is missed as badly as a faint defect.
 

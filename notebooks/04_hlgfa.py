@@ -132,7 +132,7 @@ faint = [np.flatnonzero(kinds == kind)[decoder_scores[kinds == kind].argmin()] f
 shown = [int(i) for i in (*faint, np.flatnonzero(kinds == "good")[0])]
 titles = [data.test.defects[i] for i in shown]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "HFR on the grille: of each kind of defect the one that it scores lowest, and a good piece. The finest residual is speckled all over, on the good piece too.", "name": "fig-hlgfa-hfr"}, "image": {"alt": "Residual panel of HFR for the faintest defect of each kind and one good piece. The finest residual map is speckled in all columns; rust and scratch do not stand out of it."}}
+# %% mystnb={"figure": {"caption": "HFR on the grille: of each kind of defect the one that it scores lowest, and a good piece. The finest residual is speckled all over, on the good piece too.", "name": "fig-hlgfa-hfr"}, "image": {"alt": "Residual panel of HFR for the faintest defect of each kind and one good piece. The finest residual map is speckled in all columns; rust and scratch do not stand out of it."}} tags=["hide-input"]
 phi = decoder.residuals(test_images[shown].to(decoder.device))
 plots.residual_panel(
     test_images[shown], masks[shown], phi, decoder_maps[shown], decoder_scores[shown], decoder.threshold.item(), titles,
@@ -210,7 +210,7 @@ for level in range(2):
     painted = pca_colours(close_pyramid[level], close_pyramid[K + level])
     pictures |= {f"level {level + 1}, high": painted[0], f"level {level + 1}, low": painted[1]}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The middle of five test images at 512 and at 256 pixels, and the features of two levels as colours. Both rows of a level are painted by the same three directions.", "name": "fig-hlgfa-two"}, "image": {"alt": "Six rows of five close-ups: pixels at high and low resolution, then for two levels the features at high and at low resolution. The low rows are coarser and their colours differ from those of the high rows at the same places."}}
+# %% mystnb={"figure": {"caption": "The middle of five test images at 512 and at 256 pixels, and the features of two levels as colours. Both rows of a level are painted by the same three directions.", "name": "fig-hlgfa-two"}, "image": {"alt": "Six rows of five close-ups: pixels at high and low resolution, then for two levels the features at high and at low resolution. The low rows are coarser and their colours differ from those of the high rows at the same places."}} tags=["hide-input"]
 plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in pictures.items()}, [titles[k] for k in range(len(few))])
 
 # %% [markdown]
@@ -237,7 +237,7 @@ structure, detail = decompose(wide, pool)
 enlarged = F.interpolate(structure, wide.shape[-2:], mode="bilinear")
 spectra = {"$F_H$": wide, "$F_L$": thin, "structure, enlarged": enlarged, "detail": detail}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Power of the features of level 1 on normal images, by the number of periods across the image. The dotted lines are the limits of the structure's grid and of the low resolution's.", "name": "fig-hlgfa-spectra"}, "image": {"alt": "Four curves of power against periods per image. The low-resolution curve ends at half of the axis; the enlarged structure falls off above a quarter; the detail is small at low frequencies and equals the high-resolution features above."}}
+# %% mystnb={"figure": {"caption": "Power of the features of level 1 on normal images, by the number of periods across the image. The dotted lines are the limits of the structure's grid and of the low resolution's.", "name": "fig-hlgfa-spectra"}, "image": {"alt": "Four curves of power against periods per image. The low-resolution curve ends at half of the axis; the enlarged structure falls off above a quarter; the detail is small at low frequencies and equals the high-resolution features above."}} tags=["hide-input"]
 sheet = plots.figure(3.2)
 axes = sheet.subplots()
 for (name, maps), mark in zip(spectra.items(), ("-", "--", "-.", ":")):
@@ -328,7 +328,7 @@ arrows = [
     arrow("435,486 435,537 362,537"), arrow("20,167 6,167 6,537 148,537", "target", (14, 530)),
 ]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "HLGFA, one level of it. Data have round corners, what is learned is orange, the frozen backbone is dashed. Content (green) comes from the low resolution; the high one (blue) may scale, shift and gate it through two narrow networks, and is the target.", "name": "fig-hlgfa-architecture"}}
+# %% mystnb={"figure": {"caption": "HLGFA, one level of it. Data have round corners, what is learned is orange, the frozen backbone is dashed. Content (green) comes from the low resolution; the high one (blue) may scale, shift and gate it through two narrow networks, and is the target.", "name": "fig-hlgfa-architecture"}} tags=["hide-input"]
 DESCRIPTION = (
     "Diagram. The image goes through one frozen backbone at full and at lower resolution. The low-resolution features pass a stem, "
     "are scaled and shifted, get a gated correction and become the answer. The high-resolution features are split into structure, which "
@@ -366,7 +366,7 @@ for level, whole in enumerate(close_scaled[:2], 1):
     painted = pca_colours(whole, F.interpolate(structure, whole.shape[-2:], mode="bilinear"), detail)
     priors |= dict(zip((f"level {level}", f"structure of {level}", f"detail of {level}"), painted))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The priors of levels 1 and 2 at 512 pixels, painted by the same directions as the features that they are taken from: close-ups of the same five test images.", "name": "fig-hlgfa-priors"}, "image": {"alt": "Seven rows of close-ups: pixels, then for two levels the features, their structure, a blurred version of them, and their detail, in which the rims are sharp and flat areas are grey."}}
+# %% mystnb={"figure": {"caption": "The priors of levels 1 and 2 at 512 pixels, painted by the same directions as the features that they are taken from: close-ups of the same five test images.", "name": "fig-hlgfa-priors"}, "image": {"alt": "Seven rows of close-ups: pixels, then for two levels the features, their structure, a blurred version of them, and their detail, in which the rims are sharp and flat areas are grey."}} tags=["hide-input"]
 plots.picture_grid({name: patch(maps, maps.shape[-1]) for name, maps in priors.items()}, [titles[k] for k in range(len(few))])
 
 # %% [markdown]
@@ -576,7 +576,7 @@ networks = {
 }
 curves = {name: fit_alignment(model, trap_train, trap_test) for name, model in networks.items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance of answer and target during training, on normal pixels (above) and on defective ones (below) of the test images, for each level. A logarithmic axis: equal steps downwards are equal factors.", "name": "fig-hlgfa-leak"}, "image": {"alt": "Six small panels, one column for each level, normal pixels above and defective ones below. In all of them the free guide ends lowest, on defective pixels too, where the others stay higher."}}
+# %% mystnb={"figure": {"caption": "Distance of answer and target during training, on normal pixels (above) and on defective ones (below) of the test images, for each level. A logarithmic axis: equal steps downwards are equal factors.", "name": "fig-hlgfa-leak"}, "image": {"alt": "Six small panels, one column for each level, normal pixels above and defective ones below. In all of them the free guide ends lowest, on defective pixels too, where the others stay higher."}} tags=["hide-input"]
 sheet = plots.figure(4.6)
 grid = sheet.subplots(2, 3, sharex=True, sharey="row")
 for row, kind in zip(grid, ("normal", "defective")):
@@ -692,7 +692,7 @@ holds(0.8 < loss_when_blind["free guide (leak)"] < 1.2, loss_when_blind["restric
 blindness.style.format("{:.2f}").set_caption("Distance δ of level 1 after training")
 
 # %% [markdown]
-# The leak does as well blind as seeing: it does not need the low resolution. The restricted network misses more than twice as much when it is blind, on normal places and on defects: what it answers comes from the content. How far one has to go for that is a matter of width. With a gate for each channel in place of one for all, and everything else as here, the blind network did nearly as well as the seeing one, and the
+# The leak does as well blind as seeing: it does not need the low resolution. The restricted network misses more than twice as much of normal places when it is blind: what it answers comes from the content. How far one has to go for that is a matter of width. With a gate for each channel in place of one for all, and everything else as here, the blind network did nearly as well as the seeing one, and the
 # bound {eq}`hlgfa-box` was kept all the same; the appendix has the figures. {ref}`hlgfa-narrow` turns the width.
 #
 # ```{admonition} Take-away
@@ -780,7 +780,7 @@ for name, (weak, strong) in rows.items():
     gallery[name] = torch.stack([weak[:, :256, :256], strong[:, :256, :256],
                                  *(part[:, :64, :64].repeat_interleave(4, 1).repeat_interleave(4, 2) for part in (strong, change))])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each nuisance at the weakest and the strongest that training draws, on the upper left quarter of an image of 512 pixels; a corner of the strongest, and its difference from the clean image, four times enlarged around grey.", "name": "fig-hlgfa-nuisances"}, "image": {"alt": "Seven rows, no nuisance and six nuisances, four pictures each. Noise and compression are visible in the close-up only; dust shows as small dots, exposure as an even grey difference, light as a smooth pattern, blur as rings along edges."}}
+# %% mystnb={"figure": {"caption": "Each nuisance at the weakest and the strongest that training draws, on the upper left quarter of an image of 512 pixels; a corner of the strongest, and its difference from the clean image, four times enlarged around grey.", "name": "fig-hlgfa-nuisances"}, "image": {"alt": "Seven rows, no nuisance and six nuisances, four pictures each. Noise and compression are visible in the close-up only; dust shows as small dots, exposure as an even grey difference, light as a smooth pattern, blur as rings along edges."}} tags=["hide-input"]
 plots.picture_grid(gallery, ["weakest", "strongest", "corner", "its change"])
 
 # %%
@@ -800,7 +800,7 @@ for epoch in (0, 1, 2, 3, 0):
 epochs = torch.stack(epochs)
 changes = (0.5 + 4 * (epochs - example)).clamp(0, 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same image in four epochs, and below the change from the clean image, four times enlarged around grey. The last column is the first epoch, drawn again.", "name": "fig-hlgfa-epochs"}, "image": {"alt": "Five columns of a product image and of its change. The changes differ from epoch to epoch; the fifth equals the first."}}
+# %% mystnb={"figure": {"caption": "The same image in four epochs, and below the change from the clean image, four times enlarged around grey. The last column is the first epoch, drawn again.", "name": "fig-hlgfa-epochs"}, "image": {"alt": "Five columns of a product image and of its change. The changes differ from epoch to epoch; the fifth equals the first."}} tags=["hide-input"]
 plots.picture_grid({"image": epochs, "change": changes}, ["epoch 0", "epoch 1", "epoch 2", "epoch 3", "epoch 0 again"])
 
 # %% [markdown]
@@ -859,7 +859,7 @@ def residuals_of(chosen):
     found = detector.residuals(test_images[chosen].to(detector.device))
     return {f"$m_{k}$": m for k, m in enumerate(found.values(), 1)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "HLGFA on the images of the first figure: misalignment of the three levels, anomaly map and verdict.", "name": "fig-hlgfa-panel"}, "image": {"alt": "Residual panel for the faintest defect of each kind and one good piece: image, mask, misalignment of three levels, the anomaly map with the outline of the mask, and the verdict."}}
+# %% mystnb={"figure": {"caption": "HLGFA on the images of the first figure: misalignment of the three levels, anomaly map and verdict.", "name": "fig-hlgfa-panel"}, "image": {"alt": "Residual panel for the faintest defect of each kind and one good piece: image, mask, misalignment of three levels, the anomaly map with the outline of the mask, and the verdict."}} tags=["hide-input"]
 plots.residual_panel(
     test_images[shown], masks[shown], residuals_of(shown), maps[shown], scores[shown], detector.threshold.item(), titles,
 )
@@ -893,7 +893,7 @@ found.style.format("{:.2f}")
 order = np.argsort(scores)
 worst = [i for i in order if data.test.labels[i]][:3] + [i for i in order[::-1] if not data.test.labels[i]][:2]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The three defects with the lowest scores and the two good pieces with the highest.", "name": "fig-hlgfa-worst"}, "image": {"alt": "Residual panel of the three hardest defective images and the two most suspicious good ones; the defects leave hardly a trace in the maps."}}
+# %% mystnb={"figure": {"caption": "The three defects with the lowest scores and the two good pieces with the highest.", "name": "fig-hlgfa-worst"}, "image": {"alt": "Residual panel of the three hardest defective images and the two most suspicious good ones; the defects leave hardly a trace in the maps."}} tags=["hide-input"]
 plots.residual_panel(
     test_images[worst], masks[worst], residuals_of(worst), maps[worst], scores[worst],
     detector.threshold.item(), [data.test.defects[i] for i in worst],
@@ -923,14 +923,15 @@ for name, gate in gates.items():
     pixels = scoring.upsample(gate, masks.shape[1:])
     opened[name] = {"normal pixels": pixels[~masks].mean().item(), "defective pixels": pixels[masks].mean().item()}
 opened = pd.DataFrame(opened).T
-holds((opened["normal pixels"] - opened["defective pixels"]).abs().max() < 0.1)
+wider = opened["defective pixels"] - opened["normal pixels"]
+holds(wider.iloc[:2].abs().max() < 0.1, 0 < wider.iloc[2] < 0.2)
 opened.style.format("{:.3f}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Opening of the gate at each level, with the outlines of the masks on the images. Each row has a scale of its own.", "name": "fig-hlgfa-gate"}, "image": {"alt": "Images with outlined defects and, below, maps of the gate of three levels. The pattern of the product is visible in the gates, the defects hardly."}}
+# %% mystnb={"figure": {"caption": "Opening of the gate at each level, with the outlines of the masks on the images. Each row has a scale of its own.", "name": "fig-hlgfa-gate"}, "image": {"alt": "Images with outlined defects and, below, maps of the gate of three levels. The pattern of the product is visible in the gates, the defects hardly."}} tags=["hide-input"]
 plots.picture_grid({"image": test_images[shown]} | {name: gate[shown] for name, gate in gates.items()}, titles, masks[shown])
 
 # %% [markdown]
-# On average the gate is about as far open on defects as on normal places, and in {numref}`fig-hlgfa-gate` it follows the pattern of the product. It has never seen a defect, and it does not single defects out.
+# At levels 1 and 2 the gate is on average about as far open on defects as on normal places, at level 3 somewhat further, and in {numref}`fig-hlgfa-gate` it follows the pattern of the product. It has never seen a defect, and it does not single defects out.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -1055,7 +1056,7 @@ sweep = pd.DataFrame([row for name, strengths in SWEEP.items() for strength in s
 clean_sweep = pd.DataFrame([row | {"nuisance": name} for name in SWEEP for row in clean_rows])
 sweep = pd.concat([clean_sweep, sweep], ignore_index=True)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Image AUROC of four detectors under five nuisances of growing strength; at the left no nuisance. Blur in pixels of an image of 512, dust in specks, noise and light in units of white, exposure as a factor.", "name": "fig-hlgfa-robust"}, "image": {"alt": "Five small panels, one for each nuisance, with four lines each from clean images at the left to the strongest nuisance at the right."}}
+# %% mystnb={"figure": {"caption": "Image AUROC of four detectors under five nuisances of growing strength; at the left no nuisance. Blur in pixels of an image of 512, dust in specks, noise and light in units of white, exposure as a factor.", "name": "fig-hlgfa-robust"}, "image": {"alt": "Five small panels, one for each nuisance, with four lines each from clean images at the left to the strongest nuisance at the right."}} tags=["hide-input"]
 sheet = plots.figure(4.8)
 grid = sheet.subplots(2, 3, sharey=True).ravel()
 for axes, (name, strengths) in zip(grid, SWEEP.items()):
@@ -1100,7 +1101,7 @@ with seeded(SEED):
         piece[i : i + 1] = NUISANCES[name].apply(piece[i : i + 1], torch.tensor([float(strengths[-1])]))
 same_scale = {name: model.anomaly_map(piece.to(model.device)).cpu() for name, model in rivals_here.items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "A good piece under the strongest step of each nuisance, and the map of each detector. Each row has one colour scale.", "name": "fig-hlgfa-touched"}, "image": {"alt": "Six columns, the clean piece and five nuisances; rows: the image and the maps of four detectors. Under noise all maps are bright all over; under the other nuisances they are brighter than the clean one in some places."}}
+# %% mystnb={"figure": {"caption": "A good piece under the strongest step of each nuisance, and the map of each detector. Each row has one colour scale.", "name": "fig-hlgfa-touched"}, "image": {"alt": "Six columns, the clean piece and five nuisances; rows: the image and the maps of four detectors. Under noise all maps are bright all over; under the other nuisances they are brighter than the clean one in some places."}} tags=["hide-input"]
 plots.picture_grid({"image": piece} | same_scale, ["none", *SWEEP])
 
 # %% tags=["hide-input"]
@@ -1109,7 +1110,8 @@ fall = pd.Series({row["method"]: row["AUROC"] for row in clean_rows}) - auroc.T
 fall = fall.T
 holds(
     fall.loc["HLGFA", ["dust", "blur"]].max() < 0.05, fall["noise"].min() > 0.1, alarms["noise"].min() > 0.9,
-    fall.loc["HLGFA", "light"] < fall.loc["HFR", "light"], fall.loc["HLGFA", "exposure"] < fall.loc["HFR", "exposure"],
+    (fall.loc["HLGFA", ["light", "exposure"]] - fall.loc["HFR", ["light", "exposure"]]).abs().max() < 0.05,
+    auroc.loc["HLGFA", "exposure"] > 0.6, alarms.loc["HLGFA", ["light", "exposure"]].min() > 0.8,
     (auroc.loc["HLGFA"] - auroc.loc["HLGFA, no nuisances"]).max() < 0.05,
 )
 
@@ -1118,7 +1120,7 @@ holds(
 #
 # * *Noise* is the enemy of all four. Beyond the strength that training draws AUROC collapses, and nearly every good piece is an alarm ({numref}`fig-hlgfa-touched`).
 # * *Dust* and *blur* cost HLGFA next to nothing. At 128 pixels the specks and the blur, whose sizes shrink with the image, are hardly there, so this is a weak test.
-# * Under *uneven light* and *exposure* HLGFA loses somewhat less AUROC than HFR, which starts higher: both views become brighter alike, and what is compared is the two views (our reading ◇). The false alarms show the limit of that. The order survives, the threshold does not.
+# * Under *uneven light* and *exposure* HLGFA loses about as much AUROC as HFR, which starts higher. Both views become brighter alike, and still the residuals of good pieces rise: most of the order survives, the threshold does not, as the false alarms show.
 # * *Nuisances in training* did not raise any AUROC noticeably here, and without them the 99th percentile rises only a little more. At 512 pixels, where dust is dust, the ledger's rows with and without them are the place to look.
 #
 # ```{admonition} Take-away
