@@ -66,7 +66,7 @@ class HLGFAConfig(TrainedConfig):
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
     batch_size: Count = reconstruction(4, "images per step")
     lr: Size = reconstruction(4e-3, "peak learning rate of AdamW")
-    weight_decay: Size = reconstruction(1e-4, "of AdamW")
+    weight_decay: Size = reconstruction(1e-4, "decoupled weight decay of AdamW")
     clip: Size = reconstruction(1.0, "largest gradient norm; 0 for none")
     steps: Annotated[int, Field(ge=0)] = reconstruction(300, "updates, whatever the number of images; 0 for `epochs`")
 
