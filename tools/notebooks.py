@@ -53,6 +53,8 @@ def fingerprint(script: Path, root: Path = ROOT) -> str:
         digest.update(source.encode() + b"\0")
         for name in re.findall(r"""tables\.(?:table|frame)\(\s*["']([\w-]+)""", source):
             digest.update(_table(name, root / "results").encode() + b"\0")
+        if "tables.side_by_side(" in source:
+            digest.update(_table("products", root / "results").encode() + b"\0")
     for module in sources.closure(reached("\n".join(code)), root / "uad_core"):
         digest.update(module.relative_to(root).as_posix().encode() + b"\0")
         digest.update(sources.code_only(module.read_text("utf-8")).encode() + b"\0")
@@ -129,8 +131,8 @@ def _table(name: str, ledger: Path) -> str:
 
     try:
         return tables.table(name, ledger, "csv")
-    except UserError as error:
-        return str(error)
+    except UserError:
+        return ""  # no run yet; the message would name the folder
 
 
 def _machine() -> dict[str, str]:
