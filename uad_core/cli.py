@@ -251,11 +251,10 @@ def _promised(result: dict[str, Any]) -> list[str]:
     """Say which false alarms are promised, which were seen, and which metrics could not be had for want of images."""
     from uad_core.promise import promise
 
-    verdict, lines = result["verdict"], []
+    verdict, rate, lines = result["verdict"], result["config"]["false_alarms"], []
     if "per_category" not in result or result.get("joint"):
-        lines.append(promise(verdict["threshold"], result["config"]["false_alarms"], verdict["held_out"]))
+        lines.append(promise(verdict["threshold"], rate, verdict["held_out"]))
     if verdict["false_alarms"] is not None and verdict["normal_test_images"]:
-        rate = result["config"]["false_alarms"]
         lines.append(
             f"False alarms: {verdict['false_alarms']} of {verdict['normal_test_images']} normal test images "
             f"({rate:.1%} promised)."
