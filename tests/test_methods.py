@@ -169,6 +169,11 @@ def test_a_schedule_holds_the_settings_of_training() -> None:
     assert TrainedConfig().schedule().betas == (0.9, 0.999)  # a method without the field takes Adam's own
 
 
+def test_who_names_the_epochs_gets_no_further_ones() -> None:
+    assert create("hlgfa", **SMALL).config.steps > 0 == create("hlgfa", epochs=3, **SMALL).config.steps
+    assert create("hlgfa", epochs=3, steps=5, **SMALL).config.steps == 5
+
+
 # --- keeping -------------------------------------------------------------------------------------------------------
 
 

@@ -343,11 +343,11 @@ def test_the_scaler_s_state_is_in_the_checkpoint(tmp_path) -> None:
     assert again.scaler.get_scale() == learner.scaler.get_scale() != first
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(7, 3), (6, 2), (1, 1)])
-def test_a_number_of_steps_may_take_the_place_of_epochs(monkeypatch, steps: int, epochs: int) -> None:
+@pytest.mark.parametrize(("steps", "updates", "epochs"), [(7, 7, 3), (6, 6, 2), (1, 3, 1), (0, 3, 1)])
+def test_a_number_of_steps_is_reached_by_further_epochs(monkeypatch, steps: int, updates: int, epochs: int) -> None:
     taken, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: taken.append(1) or step(self, *a, **k))
-    assert len(fit(network(), steps=steps)) == epochs and len(taken) == steps  # three batches an epoch
+    assert len(fit(network(), steps=steps, epochs=1)) == epochs and len(taken) == updates  # three batches an epoch
 
 
 def test_accumulated_batches_make_one_update_of_their_mean(monkeypatch) -> None:

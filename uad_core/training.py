@@ -44,12 +44,12 @@ class Batches(Protocol):
 class Schedule:
     """How long and how fast a method learns.
 
-    epochs: passes over the data; steps: updates of the weights in their place, 0 for none. batch_size: images of a
-    batch; accumulate: batches of an update. lr: peak learning rate of Adam; betas, weight_decay: its other constants,
-    the decay decoupled (AdamW). decay: "constant", or "onecycle" (a short warm-up, then a cosine to zero). clip:
-    largest gradient norm, 0 for none. ema: what an update keeps of the running average of the weights, which are the
-    result then; 0 for none. precision: "auto" (half precision on CUDA, single elsewhere), "32-true", "16-mixed" or
-    "bf16-mixed".
+    epochs: passes over the data. steps: updates of the weights at the least, so that a small set is not learned from
+    less than a large one; more passes are made for it. batch_size: images of a batch; accumulate: batches of an
+    update. lr: peak learning rate of Adam; betas, weight_decay: its other constants, the decay decoupled (AdamW).
+    decay: "constant", or "onecycle" (a short warm-up, then a cosine to zero). clip: largest gradient norm, 0 for
+    none. ema: what an update keeps of the running average of the weights, which are the result then; 0 for none.
+    precision: "auto" (half precision on CUDA, single elsewhere), "32-true", "16-mixed" or "bf16-mixed".
     """
 
     epochs: int
@@ -70,7 +70,7 @@ class Schedule:
 
     def updates(self, images: int) -> int:
         """How many updates the whole training makes."""
-        return self.steps or self.epochs * self.per_epoch(images)
+        return max(self.steps, self.epochs * self.per_epoch(images))
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:

@@ -50,6 +50,8 @@ def create(
     Raises UserError for an unknown name, profile or setting, or a value of the wrong kind.
     """
     chosen = chosen_settings(name, profile, protocol) | settings
+    if "epochs" in settings and hasattr(method_class(name).config_class, "steps"):
+        chosen["steps"] = settings.get("steps", 0)  # who asks for so many passes does not want more of them
     chosen["backbone"] = backbone or chosen["backbone"]
     chosen["image_size"] = image_size or chosen["image_size"]
     detector = build(method_class(name), chosen, seed, pick_device(device))

@@ -30,7 +30,7 @@ from uad_core.features import Described
 from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Betas, Counts, Size, TrainedConfig, fact, reconstruction
-from uad_core.methods.spread import NormalSpread, measure_spreads, soft_norm
+from uad_core.methods.spread import Expectation, NormalSpread, measure_expectations, measure_spreads, soft_norm
 from uad_core.training import train
 
 __all__ = ["HFR", "Bottleneck", "Decoder", "HFRConfig"]
@@ -55,8 +55,10 @@ class HFRConfig(TrainedConfig):
         "normal", "residual: difference of soft directions in units of normal ones, or distance, direction or both"
     )
     tau: Size = reconstruction(1.0, "length at which a feature's direction counts by half (mode 'normal')")
-    fusion: Literal["log", "sum", "product"] = reconstruction("log", "sum of log(1 + phi_k), or of phi_k, or product")
-    deepest: Size = reconstruction(0.25, "weight of the deepest level in the sum of logarithms, of the others 1")
+    fusion: Literal["geometric", "log", "sum", "product"] = reconstruction(
+        "geometric", "weighted geometric mean of the phi_k, or sum of log(1 + phi_k), or of phi_k, or product"
+    )
+    deepest: Size = reconstruction(0.5, "weight of the deepest level among logarithms, of the others 1")
     sigma: Size = reconstruction(3.0, "pixels; smooths the anomaly map")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
     betas: Betas = reconstruction((0.9, 0.999), "Adam's averaging constants")
@@ -156,7 +158,8 @@ class HFR(FeatureDetector):
     }  # fmt: skip
     # Small images with one normal class: thousands of them, so few epochs; nothing to localise, so no smoothing.
     one_class: ClassVar[dict[str, Any]] = dict(
-        image_size=64, mode="mse+cos", fusion="sum", score="max", sigma=0.0, map_stride=4, epochs=4, batch_size=64
+        image_size=64, mode="mse+cos", fusion="sum", score="max", sigma=0.0, map_stride=4, epochs=4, steps=0,
+        batch_size=64,
     )
 
     def __init__(self, config: HFRConfig, backbone: Backbone, image_size: tuple[int, int], seed: int):
@@ -169,6 +172,7 @@ class HFR(FeatureDetector):
         self.decoder = Decoder(channels, backbone.strides, config.widths, config.blocks, self.bottleneck)
         self.scales = nn.ModuleList(ChannelScale(c) for c in channels)
         self.spreads = nn.ModuleList(NormalSpread(c) for c in channels)
+        self.expectations = nn.ModuleList(Expectation(c) for c in channels)
         self.to(memory_format=torch.channels_last)
 
     def standardise(self, pyramid: list[Tensor]) -> list[Tensor]:
@@ -193,25 +197,34 @@ class HFR(FeatureDetector):
         """Sum over levels of the mean distance: equation (hfr-loss); that the residual is the loss is the paper's."""
         return torch.stack([distance.mean() for distance in self.distances(pyramid)]).sum()
 
+    def soft_pairs(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return each level and its reconstruction in soft directions, (N, C_k, h_k, w_k): equation (hfr-soft)."""
+        f_enc, tau = self.standardise(pyramid), self.config.tau
+        return [(soft_norm(a, tau), soft_norm(b, tau)) for a, b in zip(f_enc, self.reconstruct(f_enc))]
+
     def differences(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Return what the decoder misses of each level, in soft directions: equation (hfr-soft) [reconstruction]."""
-        f_enc, tau = self.standardise(pyramid), self.config.tau
-        return [soft_norm(a, tau) - soft_norm(b, tau) for a, b in zip(f_enc, self.reconstruct(f_enc))]
+        return [a - b for a, b in self.soft_pairs(pyramid)]
+
+    def spread_out(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return each level's miss in normal units (N, h_k, w_k), equation (hfr-spread), and what was foretold."""
+        return [(spread(a - b), b) for spread, (a, b) in zip(self.spreads, self.soft_pairs(pyramid))]
 
     def map_residuals(self, pyramid: list[Tensor]) -> dict[str, Tensor]:
-        """Return phi_1 ... phi_K, finest first: equation (hfr-spread), 1 where as much is missed as normally is.
+        """Return phi_1 ... phi_K, finest first: equation (hfr-expected), 1 where as much is missed as normally is.
 
         pyramid: [(N, C_k, h_k, w_k)] -> {"phi_k": (N, h_k, w_k)}. In the other modes, equation (hfr-residual).
         """
         if self.config.mode == "normal":
-            maps = [spread(d) for spread, d in zip(self.spreads, self.differences(pyramid))]
+            maps = [expected(*found) for expected, found in zip(self.expectations, self.spread_out(pyramid))]
         else:
             maps = self.distances(pyramid)
         return {f"phi_{k}": phi for k, phi in enumerate(maps, 1)}
 
     def calibrate(self, normal: Described) -> None:
-        """Measure how normal images that were not learned from are missed: equation (hfr-spread)."""
+        """Measure how normal images that were not learned from are missed: equations (hfr-spread), (hfr-expected)."""
         measure_spreads(self.spreads, (self.differences(pyramid) for pyramid in normal.in_order(self.device)))
+        measure_expectations(self.expectations, (self.spread_out(p) for p in normal.in_order(self.device)))
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         if self.config.standardise:

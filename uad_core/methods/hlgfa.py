@@ -68,7 +68,8 @@ class HLGFAConfig(TrainedConfig):
     lr: Size = reconstruction(4e-3, "peak learning rate of AdamW")
     weight_decay: Size = reconstruction(1e-4, "decoupled weight decay of AdamW")
     clip: Size = reconstruction(1.0, "largest gradient norm; 0 for none")
-    steps: Annotated[int, Field(ge=0)] = reconstruction(300, "updates, whatever the number of images; 0 for `epochs`")
+    epochs: Count = reconstruction(1, "passes over the training images at the least; the last one counts")
+    steps: Annotated[int, Field(ge=0)] = reconstruction(300, "updates of the weights at the least, by further passes")
 
 
 def decompose(f: Tensor, pool: int) -> tuple[Tensor, Tensor]:

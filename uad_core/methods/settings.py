@@ -63,6 +63,7 @@ class TrainedConfig(Config):
     """Settings of a method that learns by gradient descent."""
 
     epochs: Count = reconstruction(20, "passes over the training images; the last one counts")
+    steps: Annotated[int, Field(ge=0)] = reconstruction(0, "updates of the weights at the least, by further passes")
     batch_size: Count = reconstruction(8, "images per step")
     lr: Size = reconstruction(3e-3, "peak learning rate of Adam")
     decay: Literal["constant", "onecycle"] = reconstruction(

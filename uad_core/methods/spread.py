@@ -7,17 +7,25 @@ d(p) and S its covariance. Then
     φ(d) = (d - d̄)ᵀ P (d - d̄),   P ∝ (S + κ tr(S)/C I)⁻¹,   scaled so that φ is 1 on average over normal places,
 
 is the squared Mahalanobis distance, but for its scale: minus twice the logarithm of a Gaussian density of differences.
+
+Some places are harder to foretell than others: bristles vary, an empty background does not. Let the density at a place
+that should look like g be as wide as the normal ones times e(g). Then φ/e is what tells a defect from a hard place, and
+since φ is e times something that does not depend on the place, log e is the regression of log φ on g.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NormalSpread", "measure_spreads", "soft_norm"]
+__all__ = ["Expectation", "NormalSpread", "measure_expectations", "measure_spreads", "soft_norm"]
 
+HARD = 2.0  # places where less than so many times the average is expected are all judged alike
+FAINTEST = 1e-3  # φ below which its logarithm does not fall
+RIDGE = 0.01  # what the regression's covariance is raised by, in units of its mean variance
 SHRINKAGE = 0.03  # κ: what the covariance is raised by along every direction, in units of its mean variance
 
 
@@ -58,21 +66,60 @@ class NormalSpread(nn.Module):
         self.precision.copy_(precision / scale)
 
 
+class Expectation(nn.Module):
+    """Excuse residuals φ (N, h, w) by what is expected where normal features g (N, C, h, w) look so: (N, h, w).
+
+    e(g) = exp(vᵀg + u) is expected, and φ is divided by e/2 where e is more than 2. Before it is set, φ is unchanged.
+    A place of which less is expected is not held to it: on an empty background next to nothing is, and noise would
+    count as much as a defect elsewhere.
+    Source: HFR chapter, equation (hfr-expected) [reconstruction].
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("v", torch.zeros(channels))
+        self.register_buffer("u", torch.zeros(()))
+
+    def forward(self, phi: Tensor, g: Tensor) -> Tensor:
+        log_e = g.movedim(1, -1) @ self.v + self.u  # (N, h, w)
+        return phi * torch.exp(math.log(HARD) - log_e.clamp_min(math.log(HARD)))
+
+    def set(self, mean: Tensor, covariance: Tensor) -> None:
+        """Regress from mean (C + 1,) and covariance (C + 1, C + 1) of (g, log φ) over normal places, in double."""
+        c = covariance[:-1, :-1]
+        ridge = RIDGE * c.diagonal().mean().clamp_min(1e-12) * torch.eye(len(c), dtype=c.dtype, device=c.device)
+        v = torch.linalg.solve(c + ridge, covariance[:-1, -1])
+        self.v.copy_(v)
+        self.u.copy_(mean[-1] - v @ mean[:-1])
+
+
 @torch.no_grad()
 def measure_spreads(spreads: Sequence[NormalSpread], batches: Iterable[list[Tensor]]) -> None:
     """Set the spread of every level from differences [(B, C_k, h_k, w_k)] of normal images, in one pass."""
-    counts = [0] * len(spreads)
-    sums: list[Tensor] = []
-    products: list[Tensor] = []
+    for spread, found in zip(spreads, _moments(batches), strict=True):
+        spread.set(*found)
+
+
+@torch.no_grad()
+def measure_expectations(expectations: Sequence[Expectation], batches: Iterable[list[tuple[Tensor, Tensor]]]) -> None:
+    """Set what is expected at every level from normal residuals (B, h_k, w_k) and features (B, C_k, h_k, w_k)."""
+    logs = ([torch.cat([g, phi[:, None].clamp_min(FAINTEST).log()], 1) for phi, g in levels] for levels in batches)
+    for expectation, found in zip(expectations, _moments(logs), strict=True):
+        expectation.set(*found)
+
+
+def _moments(batches: Iterable[list[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return mean (C_k,) and covariance (C_k, C_k) of each level over places, in double, of [(B, C_k, h_k, w_k)]."""
+    counts, sums, products = [], [], []
     for batch in batches:
         rows = [(d.cpu() if d.device.type == "mps" else d).movedim(1, -1).flatten(0, 2).double() for d in batch]
         if not sums:
+            counts = [0] * len(rows)
             sums = [x.new_zeros(x.shape[1]) for x in rows]
             products = [x.new_zeros(x.shape[1], x.shape[1]) for x in rows]
         for k, x in enumerate(rows):  # (B·h_k·w_k, C_k)
             counts[k] += len(x)
             sums[k] += x.sum(0)
             products[k] += x.T @ x
-    for spread, n, total, square in zip(spreads, counts, sums, products, strict=True):
-        mean = total / n
-        spread.set(mean, square / n - torch.outer(mean, mean))
+    means = [total / n for total, n in zip(sums, counts)]
+    return [(mean, square / n - torch.outer(mean, mean)) for mean, square, n in zip(means, products, counts)]
