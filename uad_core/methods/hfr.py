@@ -147,7 +147,7 @@ class HFR(FeatureDetector):
     config_class = HFRConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(image_size=128, epochs=20),
-        "cpu": dict(),
+        "cpu": dict(epochs=24),
         "colab": dict(
             backbone="wide_resnet50_2", widths=(512, 512, 256, 128), blocks=2, epochs=60, batch_size=16, lr=1e-3
         ),
