@@ -197,7 +197,7 @@ def _quantise(single: Path, file: Path, batch: np.ndarray) -> None:
 
 def _smoothing(model) -> list[str]:
     """Name the convolutions with one channel, which smooth the anomaly map: its range is wider than 8 bits."""
-    channels = {weight.name: weight.dims[0] for weight in model.graph.initializer}
+    channels = {weight.name: weight.dims[0] for weight in model.graph.initializer if weight.dims}
     return [node.name for node in model.graph.node if node.op_type == "Conv" and channels.get(node.input[1], 1) == 1]
 
 

@@ -69,7 +69,7 @@ class NormalSpread(nn.Module):
 class Expectation(nn.Module):
     """Excuse residuals φ (N, h, w) by what is expected where normal features g (N, C, h, w) look so: (N, h, w).
 
-    e(g) = exp(vᵀg + u) is expected, and φ is divided by e/2 where e is more than 2. Before it is set, φ is unchanged.
+    e(g) = exp(βᵀg + β₀) is expected, and φ is divided by e/2 where e is more than 2. Before it is set, φ is unchanged.
     A place of which less is expected is not held to it: on an empty background next to nothing is, and noise would
     count as much as a defect elsewhere.
     Source: HFR chapter, equation (hfr-expected) [reconstruction].
@@ -77,20 +77,20 @@ class Expectation(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("v", torch.zeros(channels))
-        self.register_buffer("u", torch.zeros(()))
+        self.register_buffer("slope", torch.zeros(channels))
+        self.register_buffer("intercept", torch.zeros(()))
 
     def forward(self, phi: Tensor, g: Tensor) -> Tensor:
-        log_e = g.movedim(1, -1) @ self.v + self.u  # (N, h, w)
+        log_e = g.movedim(1, -1) @ self.slope + self.intercept  # (N, h, w)
         return phi * torch.exp(math.log(HARD) - log_e.clamp_min(math.log(HARD)))
 
     def set(self, mean: Tensor, covariance: Tensor) -> None:
         """Regress from mean (C + 1,) and covariance (C + 1, C + 1) of (g, log φ) over normal places, in double."""
         c = covariance[:-1, :-1]
         ridge = RIDGE * c.diagonal().mean().clamp_min(1e-12) * torch.eye(len(c), dtype=c.dtype, device=c.device)
-        v = torch.linalg.solve(c + ridge, covariance[:-1, -1])
-        self.v.copy_(v)
-        self.u.copy_(mean[-1] - v @ mean[:-1])
+        slope = torch.linalg.solve(c + ridge, covariance[:-1, -1])
+        self.slope.copy_(slope)
+        self.intercept.copy_(mean[-1] - slope @ mean[:-1])
 
 
 @torch.no_grad()
