@@ -328,6 +328,31 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # :caption: Equation (hfr-spread) in {py:class}`uad_core.methods.spread.NormalSpread`
 # ```
 
+# ### Places that are hard to foretell ◇
+#
+# The bristles of a brush stand differently in every image, and its handle is always the same. One covariance for all places cannot know that: a normal bristle may well be missed ten times as much as the average place, and outshouts a defect on the handle. So we let the Gaussian law be as wide as the place asks for. Write $g = \mathrm{soft}(f_{dec}^{\,k}(p))$ for what the decoder
+# foretells at a place, and let normal differences there have the covariance $e_k(g)\, S_k$. Put into {eq}`hfr-gauss`, the logarithm of the density becomes
+#
+# $$
+# -2 \log q(d \mid g) = \frac{1}{e_k(g)}\,(d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) + c_k \log e_k(g) + \text{const} .
+# $$ (hfr-hetero)
+#
+# Statisticians call such noise *heteroscedastic*. Whether a difference is unusual *for its place* is told by the first term, $\phi_k / e_k$. And $e_k$ can be learned: under this law $d - \bar d_k = \sqrt{e_k(g)}\,\varepsilon$ with an $\varepsilon$ that does not depend on the place, so $\phi_k = e_k(g)\, \phi_\varepsilon$, and
+# $\log \phi_k = \log e_k(g) + \log \phi_\varepsilon$: the logarithm of the residual is $\log e_k$ plus noise. A linear regression of $\log \phi_k$ on $g$, over the places of the held-out images, finds it up to a constant:
+#
+# $$
+# e_k(p) = \exp\bigl(\beta_k^{\mathsf T} g_k(p) + \beta_{k,0}\bigr), \qquad
+# \tilde\phi_k(p) = \phi_k(p) \cdot \min\Bigl(1, \frac{2}{e_k(p)}\Bigr) .
+# $$ (hfr-expected)
+#
+# *Why the minimum.* Dividing by $e_k$ everywhere would also judge the easy places more strictly. On an empty background next to nothing is expected, and the smallest grain of dust would count as much as a missing bristle; on the products of the development set this cost more than it gained. So only places of which more than twice the average is expected are excused, and all others keep their $\phi_k$.
+#
+# ```{literalinclude} ../uad_core/methods/spread.py
+# :pyobject: Expectation
+# :lineno-match:
+# :caption: Equation (hfr-expected) in {py:class}`uad_core.methods.spread.Expectation`
+# ```
+
 # %% tags=["nbval-check-output"]
 print(f"with κ = {SHRINKAGE} no direction weighs more than {(1 + SHRINKAGE) / SHRINKAGE:.0f} times one of mean variance")
 
@@ -337,11 +362,11 @@ print(f"with κ = {SHRINKAGE} no direction weighs more than {(1 + SHRINKAGE) / S
 # The maps have different resolutions. $\mathcal U$ brings each to the size of the image by bilinear interpolation, a weighted sum of logarithms collects what each level has found, and a Gaussian $G_\sigma$ removes single-pixel noise ◇:
 #
 # $$
-# A(x) = G_\sigma * \sum_{k=1}^{K} w_k \log\bigl(1 + \mathcal U(\phi_k)\bigr), \qquad w_1 = \dots = w_{K-1} = 1, \quad w_K = \tfrac14, \quad \sigma = 3 \text{ pixels}.
+# A(x) = \exp\Bigl( G_\sigma * \frac{1}{\sum_k w_k} \sum_{k=1}^{K} w_k \log \mathcal U(\tilde\phi_k) \Bigr), \qquad w_1 = \dots = w_{K-1} = 1, \quad w_K = \tfrac12, \quad \sigma = 3 \text{ pixels}.
 # $$ (hfr-map)
 #
-# That the residuals are aggregated into an anomaly map is the paper's; logarithm, weights and smoothing are ours. A residual that is a square has no upper end, and in a plain sum the one level with the largest value decides alone. The logarithm lets it count, but ten times as much adds only $\log 10$. The deepest level gets a small weight because
-# one of its places covers sixteen pixels, and what it finds bleeds over the outline of the defect. The other ways, `sum` and `product`, remain as values of the setting `fusion`.
+# That the residuals are aggregated into an anomaly map is the paper's; logarithm, weights and smoothing are ours. So $A(x)$ is a weighted geometric mean over the levels and over the neighbourhood of $x$. A residual that is a square has no upper end, and in a plain sum the one level with the largest value decides alone. The logarithm lets it count, but ten times as much adds only $\log 10$; and a level that finds nothing at
+# all, with a $\tilde\phi_k$ far below 1, has a say as well. The deepest level gets half the weight because one of its places covers sixteen pixels, and what it finds bleeds over the outline of the defect. The other ways, `log` for $\log(1 + \tilde\phi_k)$, `sum` and `product`, remain as values of the setting `fusion`.
 #
 # The image score is the mean of the largest 0.2 % of the map's values ◇. With $T(x)$ for the set of these pixels,
 #
@@ -386,7 +411,7 @@ for k, (ours, theirs) in enumerate(zip(by_hand, from_class), 1):
 # ```{literalinclude} ../uad_core/methods/hfr.py
 # :pyobject: HFR.map_residuals
 # :lineno-match:
-# :caption: Equation (hfr-spread), level by level
+# :caption: Equation (hfr-expected), level by level
 # ```
 #
 # ```{literalinclude} ../uad_core/methods/hfr.py
@@ -411,7 +436,7 @@ HTML(pd.DataFrame(rows, columns=["setting", "value", "status", "meaning"]).to_ht
 #
 # 1. **Hold out.** One normal image in eight is set aside, drawn with the seed.
 # 2. **Learn.** Channel scales {eq}`hfr-standardise` are measured and the decoder is trained on the rest.
-# 3. **Calibrate.** $\bar d_k$ and $S_k$ of {eq}`hfr-spread` are measured on the held-out images. A decoder may know the images that it was trained on; how it misses new ones can be seen on new ones only.
+# 3. **Calibrate.** $\bar d_k$ and $S_k$ of {eq}`hfr-spread`, then $\beta_k$ and $\beta_{k,0}$ of {eq}`hfr-expected`, are measured on the held-out images. A decoder may know the images that it was trained on; how it misses new ones can be seen on new ones only.
 # 4. **Place the threshold** of the verdict from the scores of held-out images, so that a normal image exceeds it with a stated probability, here 2 %. No image is judged by its own calibration: each half of the held-out images is scored while the other half calibrates.
 #
 # For step 4, let $s_1, \dots, s_n$ be the held-out scores and $\alpha = 0.02$. If a further normal image is drawn as these were, each rank among the $n + 1$ scores is equally likely, and the $j$-th largest held-out score is exceeded with probability $j/(n+1)$. So $j = \lfloor \alpha (n + 1) \rfloor$ keeps the promise,
@@ -452,28 +477,28 @@ plots.loss_curve(detector.history)
 learned, held_out = hold_out(len(features), SEED)
 with torch.no_grad():
     d = detector.differences(features.batch(held_out, detector.device))
-    phi = detector.map_residuals(features.batch(held_out, detector.device))
-    phi_learned = detector.map_residuals(features.batch(learned, detector.device))
-formula = {}
-for k, level in enumerate(d, 1):
+    phi = [level for level, _ in detector.spread_out(features.batch(held_out, detector.device))]
+    phi_learned = [level for level, _ in detector.spread_out(features.batch(learned, detector.device))]
+formula = []
+for level in d:
     rows = level.movedim(1, -1).flatten(0, 2).double()  # (N h_k w_k, C_k)
     m, S = rows.mean(0), torch.cov(rows.T, correction=0)
     P = torch.linalg.inv(S + SHRINKAGE * S.trace() / len(S) * torch.eye(len(S)).to(S))
-    formula[f"phi_{k}"] = (((rows - m) @ P) * (rows - m)).sum(1) / (P * S).sum()
+    formula.append((((rows - m) @ P) * (rows - m)).sum(1) / (P * S).sum())
 
 # %% tags=["nbval-check-output"]
-for name, expected in formula.items():
-    mean, same = phi[name].mean().item(), torch.allclose(phi[name].flatten().double(), expected, rtol=1e-2, atol=1e-2)
-    print(f"{name}: mean over held-out places {mean:.2f}, agrees with the formula: {same}")
-print("phi_3 is more than a tenth larger on the others:", phi_learned["phi_3"].mean().item() > 1.1)
+for k, (level, expected) in enumerate(zip(phi, formula), 1):
+    mean, same = level.mean().item(), torch.allclose(level.flatten().double(), expected, rtol=1e-2, atol=1e-2)
+    print(f"phi_{k}: mean over held-out places {mean:.2f}, agrees with the formula: {same}")
+print("phi_3 is more than a tenth larger on the others:", phi_learned[-1].mean().item() > 1.1)
 
 # %%
 pd.DataFrame({
-    "numbers in a difference": {name: level.shape[1] for name, level in zip(phi, d)},
-    "held-out places": {name: maps.numel() for name, maps in phi.items()},
-    "mean of phi, held-out": {name: maps.mean().item() for name, maps in phi.items()},
-    "mean of phi, learned from": {name: maps.mean().item() for name, maps in phi_learned.items()},
-}).style.format(precision=2)
+    "numbers in a difference": [level.shape[1] for level in d],
+    "held-out places": [level.numel() for level in phi],
+    "mean of phi, held-out": [level.mean().item() for level in phi],
+    "mean of phi, learned from": [level.mean().item() for level in phi_learned],
+}, index=["phi_1", "phi_2", "phi_3"]).style.format(precision=2)
 
 # %% [markdown]
 # Compare the last two columns. On images that did not calibrate, the mean of $\phi_3$ is above 1, even though the decoder was trained on them. Level 3 has many channels and few places, so the covariance fits the places that it was measured on better than any others. This is why step 4 scores no image by its own calibration.
@@ -627,7 +652,7 @@ def reread(model, **settings):
 defective = data.test.masks().ravel()
 rows = {}
 for mode in ("mse", "cos", "mse+cos", "normal"):
-    how = "log" if mode == "normal" else "sum"
+    how = "geometric" if mode == "normal" else "sum"
     reader = reread(detector, profile=PROFILE, mode=mode, fusion=how)
     rows[mode] = {n: metrics.average_precision(phi.numpy().ravel(), defective) for n, phi in test_residuals(reader).items()}
     read_maps, read_scores = reader.predict(data.test, progress=False)
@@ -646,7 +671,7 @@ print("level 3 gains from distance:", readings.loc["mse", "phi_3"] > readings.lo
 # %% [markdown]
 # Neither distance nor direction is the better one at every level: the finest gains from direction, the deepest from distance. The units of what is normal make the best map here. The product of this page is one of those on which the settings were chosen, so this is an illustration and no proof.
 #
-# **How the levels are added.** By {eq}`hfr-spread` the levels are in one unit already. They can still be added with other weights, without the logarithm, or multiplied:
+# **How the levels are added.** By {eq}`hfr-spread` the levels are in one unit already. They can still be joined with other weights, by another logarithm or by none, or multiplied:
 
 # %%
 def fused(how, weights=None):
@@ -656,12 +681,13 @@ def fused(how, weights=None):
     return metrics.average_precision(fused_maps.numpy().ravel(), defective)
 
 
+half = [1, 1, 0.5]
 ways = {
-    "log, weights 1 1 ¼": fused("log", [1, 1, 0.25]), "log, weights 1 1 1": fused("log"),
-    "sum": fused("sum"), "product": fused("product"),
+    "geometric,\n1 1 ½": fused("geometric", half), "geometric,\n1 1 1": fused("geometric"),
+    "log(1 + φ),\n1 1 ½": fused("log", half), "sum": fused("sum"), "product": fused("product"),
 }
 
-# %% mystnb={"figure": {"caption": "Pixel AP of four ways to fuse the three residual maps of the decoder trained above.", "name": "fig-hfr-fusion"}, "image": {"alt": "Bars of pixel AP for the weighted sum of logarithms, the unweighted one, the plain sum, and the product. The first bar is the highest and the plain sum the lowest."}}
+# %% mystnb={"figure": {"caption": "Pixel AP of five ways to fuse the three residual maps of the decoder trained above.", "name": "fig-hfr-fusion"}, "image": {"alt": "Bars of pixel AP for the weighted sum of logarithms, the unweighted one, the plain sum, and the product. The first bar is the highest and the plain sum the lowest."}}
 plots.grouped_bars(
     pd.DataFrame({"fusion": list(ways), "pixel AP": list(ways.values())}), "fusion", "pixel AP", ylabel="pixel AP (%)", ylim=(0, 1)
 )

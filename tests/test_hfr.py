@@ -16,7 +16,7 @@ from uad_core.backbones import load_backbone
 from uad_core.errors import UserError
 from uad_core.features import Features, extract
 from uad_core.methods.hfr import HFR, HFRConfig
-from uad_core.methods.spread import soft_norm
+from uad_core.methods.spread import Expectation, measure_expectations, soft_norm
 
 SMALL = dict(widths="16,16,8,8", epochs=1)
 
@@ -373,3 +373,42 @@ def test_only_bottleneck_and_decoder_learn() -> None:
     model.fit(tensor(weave(4)), progress=False)
     moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == learning
+
+
+# --- places that are hard to foretell -------------------------------------------------------------------------------
+
+
+def hard_and_easy(count: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Residuals whose normal size e = exp(2 g_0) depends on the first feature: phi, g, e."""
+    g = torch.randn(count, 6, 24, 24, generator=torch.Generator().manual_seed(0))
+    e = torch.exp(2 * g[:, 0])
+    return e * (0.5 + torch.rand(e.shape, generator=torch.Generator().manual_seed(1))), g, e
+
+
+def test_hard_places_are_excused_by_what_is_expected_there() -> None:
+    phi, g, e = hard_and_easy()
+    expected = Expectation(6)
+    assert torch.equal(expected(phi, g), phi)
+    measure_expectations([expected], ([(phi[i : i + 2], g[i : i + 2])] for i in (0, 2)))
+    assert expected.slope[0].item() == pytest.approx(2, rel=0.05) and expected.slope[1:].abs().max() < 0.05
+    excused = expected(phi, g)
+    foretold = torch.exp(g.movedim(1, -1) @ expected.slope + expected.intercept)
+    assert torch.equal(excused[foretold < 2], phi[foretold < 2])
+    torch.testing.assert_close(excused[foretold > 2], (2 * phi / foretold)[foretold > 2])
+    # Where twice the average is expected and more, the size of the residual no longer tells how hard the place is.
+    hard = e > 3
+    assert excused[hard].max() < 6 < phi[hard].max()
+    defect = phi.clone()
+    defect[0, :4, :4] *= 20
+    assert expected(defect, g)[0, :4, :4].mean() > 5 * excused[0, :4, :4].mean()
+
+
+def test_the_map_excuses_what_the_decoder_expects() -> None:
+    model = fitted()
+    f = [level.float() for level in model.describe(tensor(weave(2, seed=3)))]
+    with torch.no_grad():
+        phi = model.map_residuals(f)
+        for (raw, g), expected, name in zip(model.spread_out(f), model.expectations, phi, strict=True):
+            e = torch.exp(g.movedim(1, -1) @ expected.slope + expected.intercept)
+            torch.testing.assert_close(phi[name], raw * torch.minimum(torch.ones(()), 2 / e))
+            assert expected.slope.abs().sum() > 0
