@@ -82,7 +82,7 @@ SEED = 0
 
 # %% tags=["nbval-check-output"]
 cells, stride = 16, 16
-for corners, name in ((False, "cells meet"), (True, "corner pixels meet")):
+for corners, name in ((False, "cells stay in place"), (True, "corner pixels meet")):
     off = []
     for i in range(1, cells - 1):
         phi = torch.zeros(1, 1, cells)
@@ -90,7 +90,7 @@ for corners, name in ((False, "cells meet"), (True, "corner pixels meet")):
         row = scoring.upsample(phi, (1, cells * stride), align_corners=corners)[0, 0]
         middle = (row * torch.arange(len(row))).sum() / row.sum()
         off.append((middle - ((i + 0.5) * stride - 0.5)).item())
-    print(f"{name:18s}: what a cell found is shown off by {min(off):+.1f} to {max(off):+.1f} pixels")
+    print(f"{name:20s}: what a cell found is shown off by {min(off):+.1f} to {max(off):+.1f} pixels")
 
 # %% [markdown]
 # ### Smoothing
@@ -100,7 +100,10 @@ for corners, name in ((False, "cells meet"), (True, "corner pixels meet")):
 # *The noise.* A weighted mean of independent numbers has the variance $\nu^2 \sum_p G_\sigma(p)^2$. For $\sigma$ of a pixel or more the sum is close to the integral, and the square of a Gaussian is a Gaussian again:
 #
 # $$
-# \sum_p G_\sigma(p)^2 \approx \int \frac{1}{(2 \pi \sigma^2)^2}\, e^{-\lVert p \rVert^2 / \sigma^2}\, \mathrm dp = \frac{\pi \sigma^2}{4 \pi^2 \sigma^4} = \frac{1}{4 \pi \sigma^2} .
+# \begin{aligned}
+# \sum_p G_\sigma(p)^2 &\approx \int \frac{1}{(2 \pi \sigma^2)^2}\, e^{-\lVert p \rVert^2 / \sigma^2}\, \mathrm dp \\
+# &= \frac{\pi \sigma^2}{4 \pi^2 \sigma^4} = \frac{1}{4 \pi \sigma^2} .
+# \end{aligned}
 # $$ (decisions-noise)
 #
 # *The defect.* The bump is $2 \pi \tau^2 b$ times a Gaussian density of variance $\tau^2$. Smoothing adds the variances, so its new peak is $2 \pi \tau^2 b / (2 \pi (\tau^2 + \sigma^2))$.
@@ -141,7 +144,7 @@ axes.set(xlabel="width of the smoothing σ (pixels)", ylabel="peak / deviation o
 axes.set_xticks([1, 2, 4, 8, 12], ["1", "2", "4", "8", "12"])
 axes.legend();
 
-# %% mystnb={"figure": {"caption": "Signal over noise for bumps of three widths, b = ν = 1. Lines: the formula; marks: measured with the package's own smoothing on drawn noise.", "name": "fig-decisions-snr"}, "image": {"alt": "Three curves over the smoothing width, each with a maximum where the smoothing is as wide as the bump; the marks lie on the lines."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Signal over noise for bumps of three widths, b = \u03bd = 1. Lines: the formula; marks: measured with the package's own smoothing on drawn noise.", "name": "fig-decisions-snr"}, "image": {"alt": "Three curves over the smoothing width, each with a maximum where the smoothing is as wide as the bump; the marks lie on the lines."}} tags=["hide-input"]
 sheet
 
 # %% tags=["nbval-check-output"]
@@ -153,7 +156,7 @@ for tau, sigma in best.items():
 #
 # ```{admonition} Take-away
 # :class: note
-# Cells, not corners, must meet when a map grows.
+# When a map grows, each cell must stay over its own pixels.
 # Smoothing helps most at the width of the defect, and is forgiving within a factor of two.
 # ```
 
@@ -194,7 +197,7 @@ def separation(radius, height, count=150, size=96):
 reduced = pd.DataFrame({radius: separation(radius, 0.8) for radius in RADII}).T
 faint = pd.DataFrame({radius: separation(radius, 0.1) for radius in RADII}).T
 
-# %% mystnb={"figure": {"caption": "How well three image scores tell maps with a disc from maps of noise, by the radius of the disc, for two heights in units of the noise.", "name": "fig-decisions-reduce"}, "image": {"alt": "Two panels of three lines over the radius. At height 0.8 the mean of the largest values and the largest value rise first and all reach one. At height 0.1 the mean rises steeply for large radii while the largest value stays near one half."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "How well three image scores tell maps with a disc from maps of noise, by the radius of the disc, for two heights in units of the noise before smoothing (one half is chance).", "name": "fig-decisions-reduce"}, "image": {"alt": "Two panels of three lines over the radius. At height 0.8 the mean of the largest values and the largest value rise first and all reach one. At height 0.1 the mean rises steeply for large radii while the largest value stays near one half."}} tags=["hide-input"]
 sheet = plots.figure(2.9)
 for ax, frame, title in zip(sheet.subplots(1, 2, sharey=True), (reduced, faint), ("height 0.8", "height 0.1")):
     for how, mark in zip(HOWS, ("o-", "s--", "^:")):
@@ -263,15 +266,18 @@ print(f"P = {P} anomalous pixels:", *anomalous)
 #
 # $$
 # \begin{aligned}
-# \mathrm{TP}(t) &= \#\{\text{anomalous: } s \ge t\}, & \mathrm{FN}(t) &= P - \mathrm{TP}(t), \\
-# \mathrm{FP}(t) &= \#\{\text{normal: } s \ge t\},    & \mathrm{TN}(t) &= N - \mathrm{FP}(t),
+# \mathrm{TP}(t) &= \#\{\text{anomalous: } s \ge t\}, \\
+# \mathrm{FP}(t) &= \#\{\text{normal: } s \ge t\}, \\
+# \mathrm{FN}(t) &= P - \mathrm{TP}(t), \\
+# \mathrm{TN}(t) &= N - \mathrm{FP}(t),
 # \end{aligned}
 # $$ (counts)
 #
 # $$
-# \mathrm{TPR} = R = \frac{\mathrm{TP}}{P}, \qquad
-# \mathrm{FPR} = \frac{\mathrm{FP}}{N}, \qquad
-# \mathrm{Pr} = \frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}}.
+# \begin{aligned}
+# \mathrm{TPR} = R &= \frac{\mathrm{TP}}{P}, \quad \mathrm{FPR} = \frac{\mathrm{FP}}{N}, \\
+# \mathrm{Pr} &= \frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}}.
+# \end{aligned}
 # $$ (rates)
 #
 # The *recall* $R$ says how many of the defects are found, the *false positive rate* $\mathrm{FPR}$ how many of the good samples are flagged, the *precision* $\mathrm{Pr}$ how many of the alarms are right. *Accuracy*, the share of right decisions, is not among the measures: where one pixel in a hundred is defective, a map that flags nothing has an accuracy of 99 %.
@@ -297,9 +303,10 @@ by_threshold
 # The area has a second meaning, easier to think with. Suppose first that no two scores are equal. The curve moves right by $1/N$ each time the threshold passes a normal sample $n$, and its height then is the share of anomalous samples above $s_n$. The area is a sum of $N$ strips:
 #
 # $$
-# \mathrm{AUROC}
-# = \sum_{n} \frac1N \cdot \frac{\#\{a : s_a > s_n\}}{P}
-# = \frac{1}{NP} \sum_{n} \sum_{a} [\,s_a > s_n\,].
+# \begin{aligned}
+# \mathrm{AUROC} &= \sum_{n} \frac1N \cdot \frac{\#\{a : s_a > s_n\}}{P} \\
+# &= \frac{1}{NP} \sum_{n} \sum_{a} [\,s_a > s_n\,].
+# \end{aligned}
 # $$ (auroc-strips)
 #
 # With equal scores, let $b$ normal and $c$ anomalous samples share a score $v$, with $\mathrm{TP}_{>v}$ anomalous samples above it. At the threshold $v$ all are flagged at once, and the curve goes straight, right by $b/N$ and up by $c/P$. Below this slope lies a trapezoid,
@@ -311,7 +318,10 @@ by_threshold
 # so each of the $b$ normal samples counts the anomalous ones above it and *half* of those beside it. Together,
 #
 # $$
-# \mathrm{AUROC} = \frac{1}{NP} \sum_{n} \sum_{a} \Bigl( [\,s_a > s_n\,] + \tfrac12 [\,s_a = s_n\,] \Bigr).
+# \begin{aligned}
+# \mathrm{AUROC} = \frac{1}{NP} \sum_{n} \sum_{a} \Bigl( & [\,s_a > s_n\,] \\
+# &+ \tfrac12 [\,s_a = s_n\,] \Bigr).
+# \end{aligned}
 # $$ (auroc)
 #
 # **The AUROC is the probability that a random anomalous sample scores above a random normal one, a tie counting one half** {cite}`hanley1982`. In the example:
@@ -339,8 +349,10 @@ print(f"AUROC = {float(sum(beaten.values())):g}/{N * P} = {float(auroc):.4f}; th
 # The *average precision*, AP, averages the precision over recall. Let $s_1 > s_2 > \dots > s_T$ be the distinct scores of the anomalous samples, $c_i$ the number of anomalous samples with score $s_i$, and let an index $i$ mean "at the threshold $s_i$", with $R_0 = 0$:
 #
 # $$
-# \mathrm{AP} = \sum_{i=1}^{T} (R_i - R_{i-1})\, \mathrm{Pr}_i
-#             = \frac1P \sum_{i=1}^{T} c_i\, \frac{\mathrm{TP}_i}{\mathrm{TP}_i + \mathrm{FP}_i}.
+# \begin{aligned}
+# \mathrm{AP} &= \sum_{i=1}^{T} (R_i - R_{i-1})\, \mathrm{Pr}_i \\
+# &= \frac1P \sum_{i=1}^{T} c_i\, \frac{\mathrm{TP}_i}{\mathrm{TP}_i + \mathrm{FP}_i}.
+# \end{aligned}
 # $$ (ap)
 #
 # The two forms agree because recall rises only when an anomalous sample is passed, and at $s_i$ it rises by $c_i / P$. Read the second one aloud: *set the threshold at each anomalous sample in turn, and average the precision of the alarms.*
@@ -360,9 +372,11 @@ print("AP =", "(" + " + ".join(map(str, precisions)) + f")/{P} = {float(ap):.4f}
 # Sooner or later somebody chooses a threshold. How good could the choice be? The harmonic mean of precision and recall stays close to the smaller of the two. With {eq}`rates`,
 #
 # $$
-# F_1 = \frac{2}{1/\mathrm{Pr} + 1/R}
-#     = \frac{2}{\dfrac{\mathrm{TP} + \mathrm{FP}}{\mathrm{TP}} + \dfrac{P}{\mathrm{TP}}}
-#     = \frac{2\,\mathrm{TP}}{\mathrm{TP} + \mathrm{FP} + P}.
+# \begin{aligned}
+# F_1 &= \frac{2}{1/\mathrm{Pr} + 1/R}
+#     = \frac{2}{\dfrac{\mathrm{TP} + \mathrm{FP}}{\mathrm{TP}} + \dfrac{P}{\mathrm{TP}}} \\
+#     &= \frac{2\,\mathrm{TP}}{\mathrm{TP} + \mathrm{FP} + P}.
+# \end{aligned}
 # $$ (f1)
 #
 # F1-max is the largest value over all thresholds. Only the scores of anomalous samples need to be tried: between two of them a lower threshold can add false positives and nothing else.
@@ -571,8 +585,7 @@ plots.picture_grid({name: torch.stack([maps[i] for maps in made.values()]) for n
 # %% tags=["nbval-check-output"]
 drop = (judged.loc["sharp"] - judged).drop("sharp")
 for name, row in drop.iterrows():
-    named = {key: f"{key} -{value:.2f}" for key, value in row.items() if value > 0.1}
-    print(f"{name:10s} loses more than .1 in:", ", ".join(named.values()) or "nothing")
+    print(f"{name:10s} loses more than .1 in:", ", ".join(row.index[row > 0.1]) or "nothing")
 
 # %% [markdown]
 # ```{admonition} What came out
