@@ -465,7 +465,7 @@ for name, factor in slopes.items():
 # %% [markdown]
 # In {numref}`fig-judging-edges` jar and tablet behave as {eq}`judging-edge` says: the steeper a good place, the more is left over. The weave does not. Its code cannot hold any thread, and {numref}`fig-judging-pixels` shows the answer, one colour: what is left over is the distance to the mean colour, whether a place is steep or not.
 #
-# **A defect of little contrast costs nothing, though everything is wrong.** A defect that changes a colour by $\delta$ adds about $\delta^2$ where it lies. By {eq}`judging-edge` it is outdone by every edge with $\tfrac12\, \mathbb E \lVert \varepsilon \rVert_2^2\, \lVert \nabla x \rVert_2^2 > \delta^2$. The second column below is the share of all
+# **A defect of little contrast costs nothing, though everything is wrong.** A defect that changes a colour by $\delta$ adds about $\delta^2$ where it lies. By {eq}`judging-edge` it is outdone by every edge with $\tfrac12\, \mathbb E \lVert \varepsilon \rVert_2^2\, \lVert \nabla x \rVert_2^2 > \delta^2$. The first column below is the share of all
 # defective pixels whose residual is smaller than the *mean* of the steepest tenth of good places.
 #
 # **And a part of the defect is rebuilt.** Nothing forbids $R$ to answer with defects. With the clean twin $x$ of a defective image $x'$ this is measured by the {term}`copied share <learning shortcut>`, for which {eq}`rlr-copy` has a relative,
@@ -495,7 +495,7 @@ print("more than a third of the defective pixels lie below the edges of good pla
 print("more than a tenth of the defect is rebuilt on:", *lost.index[lost.iloc[:, 1] > 1 / 10])
 
 # %% [markdown]
-# In this run the first failure is the larger one: the code is narrow, and the answer too blurred to hold much of a defect. To sharpen it, one gives the autoencoder more to say, by a wider code or a longer training, and then it may say more about defects too: $\kappa$ is the price to watch. These are the two failures of the preface, false alarms and missed defects. The way out that all five methods take is another description.
+# In this run the first failure is the larger one: the code is narrow, and the answer too blurred to hold much of a defect. To sharpen it, one gives the autoencoder more to say, by a wider code or a longer training, and then it may say more about defects too: $\kappa$ is the price to watch. These are the two failures of the preface, false alarms and missed defects. The way out that nearly all methods of this book take is another description.
 #
 # ```{admonition} Take-away
 # :class: note

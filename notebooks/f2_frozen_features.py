@@ -526,7 +526,7 @@ plots.picture_grid({"image": one[:2]} | {name: v.clamp(max=v.quantile(0.99).item
 # The belt's features are about half as long as the tablet's. The noise is nearly the same in both, so the distance is too. The direction is several times noisier on the belt, as {eq}`frozen-cosine` predicts from length and noise alone (on the tablet, where lengths differ from place to place, less exactly: the mean of a quotient is not the quotient of the means). In {numref}`fig-frozen-empty` the rows for distance and for direction show the same two photographs: only one of them makes the belt glow.
 # ```
 #
-# Here the noise was the sensor's. For a method more is noise: all that it cannot foresee, such as the grain of the rubber. And a residual by direction, one minus the cosine, is popular for good reasons: rich and plain parts of a product weigh alike in it. On an empty background it marks nothing at all, everywhere. The remedy that several methods of this book share is to let direction fade with length. With $\rho(f) = \lVert f \rVert_2 / \sqrt c$,
+# Here the noise was the sensor's. For a method more is noise: all that it cannot foresee, such as the grain of the rubber. And a residual by direction, one minus the cosine, is popular for good reasons: rich and plain parts of a product weigh alike in it. On an empty background it is large everywhere, although nothing is there. The remedy that several methods of this book share is to let direction fade with length. With $\rho(f) = \lVert f \rVert_2 / \sqrt c$,
 #
 # $$
 # \operatorname{soft}(f) = \frac{f}{\rho(f) + \tau}, \qquad \tau = 1,
