@@ -119,9 +119,10 @@ def column(x, y, step, colour="#D55E00"):
 blue = "rgba(0,114,178,.20)"
 frames = "".join(f'<rect x="{70 - r}" y="{75 - r}" width="{2 * r}" height="{2 * r}" fill="none" stroke="#D55E00" stroke-width="2" stroke-dasharray="{dash}"/>' for r, dash in ((8, "none"), (24, "5 3"), (52, "2 3")))
 arrows = "".join(f'<path d="M{x},75 h24" {INK} marker-end="url(#frozen-tip)"/>' for x in (136, 286, 414))
+levels = [[f"level {k}", f"{c} x H/{s} x W/{s}"] for k, (c, s) in enumerate(zip(backbone.channels, backbone.strides), 1)]
 maps = [
-    sheet_of(10, 15, 120, 1, "none", ["image x", "3 x H x W"]), sheet_of(165, 20, 112, 12, blue, ["level 1", "24 x H/4 x W/4"]),
-    sheet_of(315, 30, 90, 6, blue, ["level 2", "48 x H/8 x W/8"]), sheet_of(443, 45, 66, 3, blue, ["level 3", "120 x H/16 x W/16"]),
+    sheet_of(10, 15, 120, 1, "none", ["image x", "3 x H x W"]), sheet_of(165, 20, 112, 12, blue, levels[0]),
+    sheet_of(315, 30, 90, 6, blue, levels[1]), sheet_of(443, 45, 66, 3, blue, levels[2]),
     column(165 + 5 * 112 / 12, 20 + 6 * 112 / 12, 112 / 12), column(315 + 2 * 15, 30 + 3 * 15, 15), column(443 + 22, 45 + 22, 22),
 ]
 WORDS = "Diagram. An image passes through three stages of a frozen network. Each gives a map of features, coarser than the one before and with more channels. One place is marked on all three maps, and the part of the image that it depends on is the larger the deeper the level."

@@ -144,7 +144,7 @@ axes.set(xlabel="width of the smoothing σ (pixels)", ylabel="peak / deviation o
 axes.set_xticks([1, 2, 4, 8, 12], ["1", "2", "4", "8", "12"])
 axes.legend();
 
-# %% mystnb={"figure": {"caption": "Signal over noise for bumps of three widths, b = ν = 1. Lines: the formula; marks: measured with the package's own smoothing on drawn noise.", "name": "fig-decisions-snr"}, "image": {"alt": "Three curves over the smoothing width, each with a maximum where the smoothing is as wide as the bump; the marks lie on the lines."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Signal over noise for bumps of three widths; their height and the deviation of the noise are 1. Lines: the formula; marks: measured with the package's own smoothing on drawn noise.", "name": "fig-decisions-snr"}, "image": {"alt": "Three curves over the smoothing width, each with a maximum where the smoothing is as wide as the bump; the marks lie on the lines."}} tags=["hide-input"]
 sheet
 
 # %% tags=["nbval-check-output"]
