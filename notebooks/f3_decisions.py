@@ -559,7 +559,7 @@ for pi in (0.5, 0.1, 0.01, 0.001):
 # * **large only** marks the large one as `sharp` does and does not see the small one;
 # * **per image** is `sharp`, but every map is scaled to $[0, 1]$ by its own minimum and maximum.
 #
-# *Before you read on:* which of the seven numbers will suffer in each row? Which detector will pixel AUROC find nearly as good as `sharp`, though you would not?
+# *Before you read on:* which of the seven measures will suffer for each detector? Which detector will pixel AUROC find nearly as good as `sharp`, though you would not?
 
 # %%
 COUNT, SIZE = 16, 64
@@ -577,7 +577,7 @@ made = {
 low, high = made["sharp"].amin((1, 2), keepdim=True), made["sharp"].amax((1, 2), keepdim=True)
 made["per image"] = (made["sharp"] - low) / (high - low)
 judged = pd.DataFrame({name: metrics.evaluate(maps.amax((1, 2)), labels, maps, truth.numpy()) for name, maps in made.items()}).T
-judged.style.format("{:.2f}").background_gradient("Blues", vmin=0, vmax=1)
+judged.T.style.format("{:.2f}")
 
 # %% mystnb={"figure": {"caption": "What the four detectors say of one defective and of one good image, each row on one colour scale. The large defect is upper left, the small one lower right.", "name": "fig-decisions-four"}, "image": {"alt": "Two rows of four noisy maps. Defective: sharp shows a large and a small bright square; halo a blurred large one and hardly the small one; large only one square; per image both squares. Good: noise, which is dark in the first three and as bright as a defect in the last."}} tags=["hide-input"]
 plots.picture_grid({name: torch.stack([maps[i] for maps in made.values()]) for name, i in (("defective", 8), ("good", 0))}, list(made))
@@ -590,7 +590,7 @@ for name, row in drop.iterrows():
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# The cell above names what each row loses. The halo costs nothing in the ranking of images and hardly anything in pixel AUROC, although most of what it marks is sound: pixel AP and F1-max tell. AUPRO falls too, because a blur that wide lowers the small defect. Missing every small defect costs nothing at image level, where the large one suffices, and next to nothing in AUROC and AP of pixels, where sixteen pixels do not weigh against five hundred: only AUPRO notices.
+# The cell above names what each detector loses. The halo costs nothing in the ranking of images and hardly anything in pixel AUROC, although most of what it marks is sound: pixel AP and F1-max tell. AUPRO falls too, because a blur that wide lowers the small defect. Missing every small defect costs nothing at image level, where the large one suffices, and next to nothing in AUROC and AP of pixels, where sixteen pixels do not weigh against five hundred: only AUPRO notices.
 # Scaling each map by itself ruins the ranking of images, and in the measures of pixels it shows as false alarms on good ones.
 # ```
 #
