@@ -18,7 +18,7 @@ ORDER = [
     ["features"],
     ["methods"],
     ["metrics", "promise"],
-    ["cost", "experiment", "visualisation", "plots"],
+    ["cost", "experiment", "visualisation", "probing", "plots"],
     ["ledger", "papers", "webpage", "graph"],
     ["report"],
     ["prediction"],

@@ -1,4 +1,4 @@
-"""What the book adds to Sphinx: tables and figures made from the package, and no page loads from other servers."""
+"""What the book adds to Sphinx: tables made from the package, and no page loads from other servers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from figures import draw_all
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -109,11 +108,6 @@ def prune_mathjax(app: Sphinx, error: Exception | None) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def draw_figures(app: Sphinx) -> None:
-    """Draw the figures of pages without code, so that they always show what the package computes."""
-    draw_all(Path(app.srcdir, "book", "_static", "drawn"))
-
-
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Remove the scripts of live code: the book does not use it, and they name a server."""
     for key in ("script_files", "css_files"):
@@ -147,7 +141,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-times", RunTimes)
     app.add_directive("data-sets", DataSets)
     app.add_directive("methods", Methods)
-    app.connect("builder-inited", draw_figures)
     app.connect("source-read", list_methods)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)
