@@ -261,7 +261,7 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # 2. *On a defect the answer should still be drawn from normal images.* This does not follow from {eq}`hfr-mean`: the loss is silent about codes that normal images never give. It is a hope, which the experiment on the identity trap below puts to the test. Nothing in training told $m$ what a crack looks like. Either the code ignores the crack, and the decoder paints normal features over it; or the code is changed by it, to a value that training never visited, and the decoder answers with something between the
 #    normal features it knows. Both leave a large residual at the defect.
 #
-# A third consequence concerns direction. Where the code says little about a texture, $m(z)$ is close to the overall mean, which after {eq}`hfr-standardise` is zero. A short vector is moved by a small error into any direction, so the cosine between it and the feature is near zero on normal images already, and the second term of
+# A further consequence concerns direction. Where the code says little about a texture, $m(z)$ is close to the overall mean, which after {eq}`hfr-standardise` is zero. A short vector is moved by a small error into any direction, so the cosine between it and the feature is near zero on normal images already, and the second term of
 # {eq}`hfr-residual` near its value for unrelated vectors, 1, whether there is a defect or not.
 #
 # ### Directions that fade ◇
