@@ -1,8 +1,8 @@
 """Make the data of the book's explorer: residual levels of every method on built-in images, as small script files.
 
 For each method that has a chapter and each built-in category a detector is fitted as `uad run` does it (a finished run
-is taken as it is), and looks at a few test images. What the page needs goes to `book/_static/live/data`, as scripts: a
-page that is opened from disk may load scripts and nothing else.
+is taken as it is), and looks at a few test images. What the page needs goes to `book/_static/live/levels`, as scripts:
+a page that is opened from disk may load scripts and nothing else.
 
     CATEGORY.js          the images (WebP) and their masks at 64 x 64
     CATEGORY-METHOD.js   the residual levels, how the method fuses them, thresholds
@@ -48,7 +48,7 @@ from uad_core.methods.base import Detector
 from uad_core.sources import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "book" / "_static" / "live" / "data"
+DATA = ROOT / "book" / "_static" / "live" / "levels"
 RUNS = ROOT / "build" / "explorer"
 
 __all__ = ["Formula", "dequantise", "formula_of", "fused", "main", "packed", "quantise", "read", "unpacked"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from engine import bring_engine
 from figures import draw_all
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -148,6 +149,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("data-sets", DataSets)
     app.add_directive("methods", Methods)
     app.connect("builder-inited", draw_figures)
+    app.connect("builder-inited", bring_engine)
     app.connect("source-read", list_methods)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)

@@ -4,7 +4,7 @@
 
   const { evaluate, judged, levelsOf, unpackBits } = self.uadCore;
   const { PX, drawMap, element, endOfScale, histogram, number, outline, picture, select } = self.uadShow;
-  const HERE = new URL("data/", document.currentScript.src);
+  const HERE = new URL("levels/", document.currentScript.src);
   const STEPS = 1000; // of the threshold's slider
   const MASK = "#56D0F5", FOUND = "#FFFFFF";
 
