@@ -815,7 +815,7 @@ print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, c
 
 # %%
 def check_direction(candidate):
-    """Compare an answer to exercise 3 with the book's function on random features."""
+    """Compare an answer to 'Direction without a library' with the book's function on random features."""
     generator = torch.Generator().manual_seed(0)
     f, g = torch.randn(2, 2, 5, 4, 4, generator=generator)
     wanted = scoring.feature_distance(f, g, lambda_d=0, lambda_c=1)
@@ -846,7 +846,7 @@ def check_direction(candidate):
 
 # %%
 def check_product(candidate):
-    """Compare an answer to exercise 4 with the book's function on random maps."""
+    """Compare an answer to 'Product instead of sum' with the book's function on random maps."""
     generator = torch.Generator().manual_seed(0)
     residuals = [torch.rand(2, side, side, generator=generator) for side in (16, 8, 4)]
     wanted = scoring.fuse(residuals, (32, 32), sigma=0, how="product")
@@ -876,7 +876,7 @@ def check_product(candidate):
 
 # %%
 def check_fading(candidate):
-    """Compare an answer to exercise 5 with the book's functions on random features."""
+    """Compare an answer to 'A direction that fades' with the book's functions on random features."""
     generator = torch.Generator().manual_seed(0)
     f, g = torch.randn(2, 2, 64, 4, 4, generator=generator)
     wanted = (soft_norm(f, 1.0) - soft_norm(g, 1.0)).square().mean(1) / 2
@@ -913,6 +913,8 @@ def check_fading(candidate):
 
 # %% [markdown]
 # ## Further reading
+#
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image; on the page {doc}`/book/draw` it looks at defects that you paint.
 #
 # * {cite:t}`chen2024hfr` is the paper of this chapter.
 # * {cite:t}`deng2022reverse` reverse the direction of knowledge distillation with a decoder that is close to the one built here; most of our reconstructed settings are theirs.

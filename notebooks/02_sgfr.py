@@ -982,7 +982,7 @@ plots.residual_panel(
 #
 # **Too much freedom.** {numref}`fig-sgfr-blind` showed the end of that road; with each atom a faint defect is imitated a little better.
 #
-# **Linearity.** A published summary of the paper names it as the limitation, and suggests a network in place of the linear model. Exercise 5 has the caplet that turns.
+# **Linearity.** A published summary of the paper names it as the limitation, and suggests a network in place of the linear model. The exercise {ref}`sgfr-open` has the caplet that turns.
 
 # %% [markdown]
 # (sgfr-products)=
@@ -1038,7 +1038,7 @@ print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, c
 
 # %%
 def check_nearest(candidate):
-    """Compare an answer to exercise 3 with the pursuit of one atom."""
+    """Compare an answer to 'One atom' with the pursuit of one atom."""
     generator = torch.Generator().manual_seed(0)
     points, atoms = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (50, 20))
     wanted = matching_pursuit(points[None], atoms[None], 1).energy[0]
@@ -1070,7 +1070,7 @@ def check_nearest(candidate):
 
 # %%
 def check_deflate(candidate):
-    """Try an answer to exercise 4 on points of a plane and of a space of three dimensions."""
+    """Try an answer to 'Deflation' on points of a plane and of a space of three dimensions."""
     generator = torch.Generator().manual_seed(0)
     for dimension in (2, 3):
         points = torch.randn(200, dimension, generator=generator) @ torch.randn(dimension, 9, generator=generator)
@@ -1108,6 +1108,8 @@ def check_deflate(candidate):
 
 # %% [markdown]
 # ## Further reading
+#
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image; on the page {doc}`/book/draw` it looks at defects that you paint.
 #
 # * {cite:t}`hotta2025sgfr` is the paper of this chapter.
 # * {cite:t}`elhamifar2013ssc` show when the sparsest self-expression finds the subspaces themselves; the theorem above is the easy part of theirs.

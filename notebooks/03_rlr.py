@@ -324,7 +324,7 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 #
 # $\operatorname{LN}$ is layer normalisation, $\operatorname{FFN}$ a network of two linear maps ($d \to 4d \to d$, GELU between them) at each position. Count the ways from $Z_p$ to $U_p$: through the *query* of both attentions, and through nothing else, because MLKA's values exclude $p$. After $M$ such layers, one more LN and a linear map give $\hat X_p$.
 #
-# The door is narrow, not walled up. A query can still steer the weights $a_j$; a defect wider than half a window reaches beyond it, so that MLKA can take values from its other end; the features at $q \notin W(p)$ have themselves seen some of $p$ through the backbone's receptive field; and in two layers content can travel from $p$ to some $q$ outside the window and back. Exercise 1 follows it.
+# The door is narrow, not walled up. A query can still steer the weights $a_j$; a defect wider than half a window reaches beyond it, so that MLKA can take values from its other end; the features at $q \notin W(p)$ have themselves seen some of $p$ through the backbone's receptive field; and in two layers content can travel from $p$ to some $q$ outside the window and back. The exercise {ref}`rlr-hops` follows it.
 #
 # ```{literalinclude} ../uad_core/methods/rlr.py
 # :pyobject: Layer.forward
@@ -819,7 +819,7 @@ print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, c
 
 # %%
 def check_window(candidate):
-    """Compare an answer to exercise 3 with the book's function on three grids."""
+    """Compare an answer to 'Attention in a window' with the book's function on three grids."""
     for size, w in (((4, 4), 3), ((5, 7), 5), ((8, 8), 5)):
         got, wanted = candidate(size, w), window_mask(size, w)
         if got.shape != wanted.shape:
@@ -853,7 +853,7 @@ def check_window(candidate):
 
 # %%
 def check_shrink(candidate):
-    """Compare an answer to exercise 4 with the solution of the normal equations on random tokens."""
+    """Compare an answer to 'How much can a denoiser restore?' with the solution of the normal equations on random tokens."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=generator) * torch.tensor([3.0, 2, 1, 1, 0.5, 0.1]) + 1
     mean = x.mean(0)
@@ -886,6 +886,8 @@ def check_shrink(candidate):
 # ```
 #
 # ## Further reading
+#
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image.
 #
 # * {cite:t}`he2024rlr` is the paper of this chapter; its authors' code is public.
 # * {cite:t}`you2022uniad` first asked for one model for all classes, and introduced the neighbour mask and the noise that RLR keeps.
