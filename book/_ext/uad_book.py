@@ -22,6 +22,7 @@ from uad_core.methods.base import Paper
 __all__ = ["DataSets", "Methods", "RunTimes", "Table", "setup"]
 
 MATHJAX_KEPT = ("tex-chtml.js", "output")
+UNFOLD = "Show the pages of this part"
 
 
 class Table(SphinxDirective):
@@ -110,6 +111,22 @@ def prune_mathjax(app: Sphinx, error: Exception | None) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def name_unnamed(app: Sphinx, error: Exception | None) -> None:
+    """Mend two things of the theme that a screen reader stumbles over.
+
+    The arrow that unfolds a part of the contents has no name; and lists of references are said to be lists, whose
+    entries are not said to be entries.
+    """
+    if error is None:
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text("utf-8")
+            mended = text.replace('<summary><span class="toctree-toggle"', f'<summary aria-label="{UNFOLD}">'
+                                  '<span class="toctree-toggle"')  # fmt: skip
+            mended = mended.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            if mended != text:
+                path.write_text(mended, "utf-8")
+
+
 def draw_figures(app: Sphinx) -> None:
     """Draw the figures of pages without code, so that they always show what the package computes."""
     draw_all(Path(app.srcdir, "book", "_static", "drawn"))
@@ -154,4 +171,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("build-finished", prune_mathjax, priority=900)
+    app.connect("build-finished", name_unnamed)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,6 +7,8 @@
   const HERE = new URL("levels/", document.currentScript.src);
   const STEPS = 1000; // of the threshold's slider
   const MASK = "#56D0F5", FOUND = "#FFFFFF";
+  const KEY = '<p class="live-bars"><span class="live-bar-normal">good images</span> <span class="live-bar-anomalous">'
+    + "defective images</span></p>";
 
   const files = {}, loading = {};
   self.uadData = (name, content) => { files[name] = content; };
@@ -22,7 +24,7 @@
     return loading[name];
   }
 
-  const state = { category: null, method: null, image: 0, chosen: [], threshold: 0, view: "overlay" };
+  const state = { category: null, method: null, image: null, chosen: [], threshold: 0, view: "overlay" };
   let index, category, method, levels, found, pictures, masks, range, scale;
 
   const place = document.getElementById("explorer");
@@ -42,7 +44,7 @@
     levels = await levelsOf(method);
     pictures = await Promise.all(category.images.map(picture));
     masks = unpackBits(category.masks, category.labels.length * category.side ** 2);
-    state.image = Math.min(state.image, category.labels.length - 1);
+    state.image ??= category.labels.indexOf(1); // a defect to begin with
     state.chosen = levels.map((_, k) => k);
     drawControls();
     drawSwitches();
@@ -78,7 +80,7 @@
   function drawControls() {
     const methods = index.methods.filter((m) => m.categories.includes(state.category));
     controls.replaceChildren(
-      select("Product", index.categories.map((c) => [c, c]), state.category, (c) => choose({ category: c, image: 0 })),
+      select("Product", index.categories.map((c) => [c, c]), state.category, (c) => choose({ category: c, image: null })),
       select("Method", methods.map((m) => [m.name, m.name.toUpperCase()]), state.method, (m) => choose({ method: m })),
       select("Show", [["overlay", "map over image"], ["image", "image"], ["map", "map alone"]], state.view,
         (v) => { state.view = v; draw(); }),
@@ -127,7 +129,7 @@
     drawStage();
     drawLevels();
     const { scores } = found, { labels } = category;
-    curve.innerHTML = histogram(scores, labels, state.threshold, ...range);
+    curve.innerHTML = histogram(scores, labels, state.threshold, ...range) + KEY;
     drawTable(judged(scores, labels, state.threshold));
     const score = scores[state.image], called = score > state.threshold, is = category.labels[state.image];
     const right = called === Boolean(is) ? "right" : called ? "a false alarm" : "a defect missed";
