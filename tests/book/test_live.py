@@ -10,6 +10,7 @@ pytestmark = pytest.mark.book
 
 CATEGORY = INDEX["categories"][0]
 METHODS = [entry["name"] for entry in INDEX["methods"] if CATEGORY in entry["categories"]]
+MOST = 12_000_000  # bytes that the drawing page loads: engine and detectors
 WIDTHS = (1400, 820, 390)  # pixels: a screen, a tablet, a telephone
 TEXT = "return document.querySelector(`[data-measure='${arguments[0]}']`).textContent"
 
@@ -158,6 +159,11 @@ def test_from_disk_the_drawing_page_says_how_to_serve_it(browser, built):
     words = browser.find("#draw [role=status]").text
     assert f'python3 -m http.server --directory "{built}" 8000' in words and "http://localhost:8000" in words
     browser.complaints()  # the refusal itself
+
+
+def test_engine_and_detectors_are_small(built):
+    folder = built / "_static" / "live"
+    assert sum(path.stat().st_size for part in ("engine", "models") for path in folder.glob(f"{part}/*")) < MOST
 
 
 @pytest.mark.parametrize("page", ["explorer", "draw"])

@@ -2,7 +2,7 @@
 (function () {
   "use strict";
 
-  const { PX, drawMap, element, number, select } = self.uadShow;
+  const { PX, drawMap, element, number, select, symbol } = self.uadShow;
   const HERE = new URL(".", document.currentScript.src);
   const PLAIN = { scratch: 1, stain: 6, erase: 9 }; // radius of a stroke in pixels of the image
   const TOOLS = [["scratch", "scratch"], ["stain", "stain"], ["erase", "erase a part"]];
@@ -143,6 +143,7 @@
         await new Promise(requestAnimationFrame);
       }
       status.textContent = texts.join(" ");
+      status.classList.add("live-heard"); // the results say it to who sees them
     } while (again);
     running = false;
     place.dataset.looked = Number(place.dataset.looked || 0) + 1; // for tests
@@ -157,9 +158,9 @@
       model.scale ||= {};
       model.scale[name] ||= 3 * map.reduce((a, b) => Math.max(a, b)); // of the good image that is looked at first
       const canvas = element("canvas", { width: 128, height: 128, role: "img", "data-output": name,
-        "aria-label": `${model.method.toUpperCase()}: ${name === "maps" ? "anomaly map" : `residual level ${name}`}` });
+        "aria-label": `${model.method.toUpperCase()}: ${name === "maps" ? "anomaly map" : `residual level ${symbol(name)}`}` });
       drawMap(canvas, map, h, w, model.scale[name]);
-      return element("figure", {}, canvas, element("figcaption", { textContent: name === "maps" ? "map" : name.replace("_", " ") }));
+      return element("figure", {}, canvas, element("figcaption", { textContent: name === "maps" ? "map" : symbol(name) }));
     });
     const name = model.method.toUpperCase();
     const text = `${name}: score ${number(score)}, threshold ${number(model.threshold)}: ${called}.`;

@@ -3,7 +3,7 @@
   "use strict";
 
   const { evaluate, judged, levelsOf, unpackBits } = self.uadCore;
-  const { PX, drawMap, element, endOfScale, histogram, number, outline, picture, select } = self.uadShow;
+  const { PX, drawMap, element, endOfScale, histogram, number, outline, picture, select, symbol } = self.uadShow;
   const HERE = new URL("levels/", document.currentScript.src);
   const STEPS = 1000; // of the threshold's slider
   const MASK = "#56D0F5", FOUND = "#FFFFFF";
@@ -96,7 +96,7 @@
         state.chosen = chosen;
         compute();
       };
-      return element("label", {}, box, ` ${level.name.replace("_", " ")} (${level.h} × ${level.w})`);
+      return element("label", {}, box, ` ${symbol(level.name)} (${level.h} × ${level.w})`);
     });
     switches.replaceChildren(element("legend", { textContent: "Residual levels" }), ...boxes);
   }
@@ -163,7 +163,7 @@
 
   function drawLevels() {
     maps.replaceChildren(...levels.map((level, k) => {
-      const on = state.chosen.includes(k), name = level.name.replace("_", " ");
+      const on = state.chosen.includes(k), name = symbol(level.name);
       const shown = canvas(`Residual level ${name}${on ? "" : ", switched off"}`);
       level.scale ||= endOfScale(level.maps);
       drawMap(shown, level.maps[state.image], level.h, level.w, level.scale);
@@ -186,7 +186,7 @@
     const cell = (tag, text, properties = {}) => element(tag, { textContent: text, ...properties });
     table.replaceChildren(element("table", {},
       element("caption", { textContent: `${state.method.toUpperCase()}, ${state.category}, ` +
-        `${all ? "all levels" : state.chosen.map((k) => levels[k].name.replace("_", " ")).join(" and ")}` }),
+        `${all ? "all levels" : state.chosen.map((k) => symbol(levels[k].name)).join(" and ")}` }),
       element("thead", {}, element("tr", {}, cell("th", "Measure", { scope: "col" }), cell("th", "Here", { scope: "col" }),
         cell("th", "Full size, all levels", { scope: "col" }))),
       element("tbody", {}, ...rows.map(([name, here, whole]) => element("tr", {}, cell("th", name, { scope: "row" }),

@@ -80,6 +80,9 @@
     return sample[Math.floor(0.999 * (sample.length - 1))];
   }
 
+  /* "phi_1" as it is printed: φ₁. */
+  const symbol = (name) => name.replace(/^phi/, "φ").replace(/_(\d)$/, (_, digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
+
   const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
   /* Histogram of the scores of normal and anomalous images, with a threshold, as SVG. */
@@ -111,5 +114,5 @@
       `<text x="${at + (end ? -5 : 5)}" y="14" text-anchor="${end ? "end" : "start"}">threshold ${threshold.toPrecision(3)}</text></svg>`;
   }
 
-  root.uadShow = { PX, drawMap, element, endOfScale, histogram, number, outline, picture, select };
+  root.uadShow = { PX, drawMap, element, endOfScale, histogram, number, outline, picture, select, symbol };
 })(self);
