@@ -200,7 +200,9 @@
     place.replaceChildren(controls, strip, element("div", { className: "live-columns" },
       element("div", {}, stage, verdict), element("div", {}, maps, switches, slider)),
       element("div", { className: "live-columns" }, curve, table), note);
-    await choose({ category: index.categories[0], method: index.methods[0].name });
+    const seenBy = (c) => index.methods.filter((m) => m.categories.includes(c)).length;
+    const category = index.categories.reduce((a, b) => (seenBy(b) > seenBy(a) ? b : a)); // that most methods have seen
+    await choose({ category, method: index.methods[0].name });
     place.dataset.ready = "yes"; // for tests
   }
 
