@@ -21,7 +21,8 @@ def explorer(browser, built):
     browser.open(built / "book" / "explorer.html")
     browser.wait("document.getElementById('explorer').dataset.ready")
     yield browser
-    assert browser.complaints() == []
+    # Chromium refuses a page from disk the theme's fonts of symbols, on every page of the book.
+    assert [words for words in browser.complaints() if ".woff2" not in words] == []
 
 
 def choose(browser, label: str, value: str) -> None:
