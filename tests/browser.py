@@ -35,7 +35,7 @@ class Browser:
         options.binary_location = program
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(driver))
-        self.driver.set_script_timeout(PATIENCE)
+        self.driver.set_script_timeout(10 * PATIENCE)  # axe looks at ten thousand elements
         return self
 
     def __exit__(self, *_) -> None:
