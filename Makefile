@@ -11,7 +11,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 NBVAL  := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-.PHONY: help setup book test quick test-oldest notebooks notebook sync results address clean
+.PHONY: help setup book test quick test-oldest notebooks notebook sync results live address clean
 
 # Notebooks run on the built-in data with their own defaults, whatever the caller's shell says.
 unexport UAD_DATASET UAD_CATEGORY UAD_PROFILE
@@ -25,6 +25,7 @@ help:
 	@echo "make test-oldest            the quick tests with the oldest versions that are promised, in $(OLDEST)"
 	@echo "make sync       bring the .ipynb files up to date with the .py files beside them (runs nothing)"
 	@echo "make results    renew the tables of methods and of results in README.md"
+	@echo "make live       renew the explorer's data and the drawing page's detectors, where the code that made them changed"
 	@echo "make address    carry the repository's address from _config.yml to every file that shows it"
 	@echo "make clean      remove what was built (the environment in $(VENV) stays)"
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH_INDEX=$(TORCH_INDEX)"
@@ -70,6 +71,10 @@ sync: $(READY)
 
 results: $(READY)
 	$(BIN)/python tools/results.py
+
+live: $(READY)
+	$(BIN)/python tools/explorer.py make
+	$(BIN)/python tools/drawing.py
 
 address: $(READY)
 	$(BIN)/python tools/address.py

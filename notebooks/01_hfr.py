@@ -134,7 +134,11 @@ for k, level in enumerate(features.levels, 1):
 # difference of raw features weighs the channels by their variance: if the decoder leaves the fraction $r_c$ of channel $c$'s variance unexplained, then
 #
 # $$
-# \mathbb E\,\bigl\|f_{enc}^{\,k}(p) - f_{dec}^{\,k}(p)\bigr\|_2^2 = \sum_c \mathbb E\bigl(f_{enc}^{\,k}(p)_c - f_{dec}^{\,k}(p)_c\bigr)^2 = \sum_c \sigma_{kc}^2\, r_c ,
+# \begin{aligned}
+# \mathbb E\,\bigl\|f_{enc}^{\,k}(p) - f_{dec}^{\,k}(p)\bigr\|_2^2
+# &= \sum_c \mathbb E\bigl(f_{enc}^{\,k}(p)_c - f_{dec}^{\,k}(p)_c\bigr)^2 \\
+# &= \sum_c \sigma_{kc}^2\, r_c ,
+# \end{aligned}
 # $$ (hfr-weighting)
 #
 # because $r_c$ is defined as the mean squared error divided by $\sigma_{kc}^2$. A channel with ten times the deviation of another counts a hundred times as much, however little it says about defects. So we standardise,
@@ -205,7 +209,10 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # At each location the two features are compared. The distance at level $k$ is
 #
 # $$
-# \delta_k(p) = \lambda_d\, \frac{1}{c_k} \bigl\|f_{enc}^{\,k}(p) - f_{dec}^{\,k}(p)\bigr\|_2^2 \;+\; \lambda_c \left( 1 - \frac{\langle f_{enc}^{\,k}(p), f_{dec}^{\,k}(p)\rangle}{\|f_{enc}^{\,k}(p)\|_2\,\|f_{dec}^{\,k}(p)\|_2} \right).
+# \begin{aligned}
+# \delta_k(p) = {}& \lambda_d\, \frac{1}{c_k} \bigl\|f_{enc}^{\,k}(p) - f_{dec}^{\,k}(p)\bigr\|_2^2 \\
+# &+ \lambda_c \left( 1 - \frac{\langle f_{enc}^{\,k}(p), f_{dec}^{\,k}(p)\rangle}{\|f_{enc}^{\,k}(p)\|_2\,\|f_{dec}^{\,k}(p)\|_2} \right).
+# \end{aligned}
 # $$ (hfr-residual)
 #
 # That there are three residual maps between the features of encoder and decoder is the paper's; the form of equation {eq}`hfr-residual` is ours ◇. The second term is a distance too. For two vectors $u, v$
@@ -248,8 +255,9 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # $$
 # \begin{aligned}
 # \mathbb E\|f - g(z)\|_2^2
-# &= \mathbb E\|f - m(z)\|_2^2 + 2\,\mathbb E\langle f - m(z),\, m(z) - g(z)\rangle + \mathbb E\|m(z) - g(z)\|_2^2 \\
-# &= \mathbb E\|f - m(z)\|_2^2 + \mathbb E\|m(z) - g(z)\|_2^2 .
+# = {}& \mathbb E\|f - m(z)\|_2^2 + \mathbb E\|m(z) - g(z)\|_2^2 \\
+# & + 2\,\mathbb E\langle f - m(z),\, m(z) - g(z)\rangle \\
+# = {}& \mathbb E\|f - m(z)\|_2^2 + \mathbb E\|m(z) - g(z)\|_2^2 .
 # \end{aligned}
 # $$ (hfr-mean)
 #
@@ -269,15 +277,20 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # Distance has a weakness of its own: it grows with the length of the features, so rich parts of a product outweigh plain ones. We take something between distance and direction. Write $\rho(f) = \|f\|_2 / \sqrt{c_k}$ for the root of the mean square over channels, and divide a feature by $\rho$ plus a constant $\tau$ before it is compared:
 #
 # $$
-# \mathrm{soft}(f) = \frac{f}{\rho(f) + \tau}, \qquad d_k(p) = \mathrm{soft}\bigl(f_{enc}^{\,k}(p)\bigr) - \mathrm{soft}\bigl(f_{dec}^{\,k}(p)\bigr) \in \mathbb R^{c_k}, \qquad \tau = 1 .
+# \begin{gathered}
+# \mathrm{soft}(f) = \frac{f}{\rho(f) + \tau}, \qquad \tau = 1, \\
+# d_k(p) = \mathrm{soft}\bigl(f_{enc}^{\,k}(p)\bigr) - \mathrm{soft}\bigl(f_{dec}^{\,k}(p)\bigr) \in \mathbb R^{c_k} .
+# \end{gathered}
 # $$ (hfr-soft)
 #
 # The root mean square of $\mathrm{soft}(f)$ is $\rho / (\rho + \tau)$: nearly 1 for long features, $\rho / \tau$ for short ones, and one half at $\rho = \tau$. After {eq}`hfr-standardise` the mean of $\rho^2$ over normal places is 1 (if no channel is held by the floor), so $\tau = 1$ puts the half at a typical length. Two limits show what was gained:
 #
 # $$
 # \begin{aligned}
-# \tau = 0: \quad & \tfrac{1}{c_k}\|d_k\|_2^2 = \Bigl\| \tfrac{a}{\|a\|_2} - \tfrac{b}{\|b\|_2} \Bigr\|_2^2 = 2\,\bigl(1 - \cos\angle(a, b)\bigr), \\
-# \rho(a), \rho(b) \ll \tau: \quad & \tfrac{1}{\sqrt{c_k}}\|d_k\|_2 \le \tfrac{\rho(a)}{\rho(a) + \tau} + \tfrac{\rho(b)}{\rho(b) + \tau} \le \tfrac{\rho(a) + \rho(b)}{\tau},
+# \tau = 0: \quad & \tfrac{1}{c_k}\|d_k\|_2^2 = \Bigl\| \tfrac{a}{\|a\|_2} - \tfrac{b}{\|b\|_2} \Bigr\|_2^2 \\
+# & \phantom{\tfrac{1}{c_k}\|d_k\|_2^2} = 2\,\bigl(1 - \cos\angle(a, b)\bigr), \\
+# \rho(a), \rho(b) \ll \tau: \quad & \tfrac{1}{\sqrt{c_k}}\|d_k\|_2 \le \tfrac{\rho(a)}{\rho(a) + \tau} + \tfrac{\rho(b)}{\rho(b) + \tau} \\
+# & \phantom{\tfrac{1}{\sqrt{c_k}}\|d_k\|_2} \le \tfrac{\rho(a) + \rho(b)}{\tau},
 # \end{aligned}
 # $$ (hfr-soft-limits)
 #
@@ -301,8 +314,10 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 #
 # $$
 # \begin{aligned}
-# q(d) &= (2\pi)^{-c_k/2} \det(S_k)^{-1/2} \exp\Bigl( -\tfrac12 (d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) \Bigr), \\
-# -2 \log q(d) &= (d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) + c_k \log 2\pi + \log\det S_k .
+# q(d) = {}& (2\pi)^{-c_k/2} \det(S_k)^{-1/2} \\
+# & \cdot \exp\Bigl( -\tfrac12 (d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) \Bigr), \\
+# -2 \log q(d) = {}& (d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) \\
+# & + c_k \log 2\pi + \log\det S_k .
 # \end{aligned}
 # $$ (hfr-gauss)
 #
@@ -315,9 +330,11 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # 1 on average over normal places, at every level:
 #
 # $$
-# \phi_k(p) = \bigl(d_k(p) - \bar d_k\bigr)^{\mathsf T} P_k \bigl(d_k(p) - \bar d_k\bigr), \qquad
+# \begin{gathered}
+# \phi_k(p) = \bigl(d_k(p) - \bar d_k\bigr)^{\mathsf T} P_k \bigl(d_k(p) - \bar d_k\bigr), \\
 # P_k = \frac{S_{k,\kappa}^{-1}}{\mathrm{tr}\bigl(S_{k,\kappa}^{-1} S_k\bigr)}, \qquad
 # S_{k,\kappa} = S_k + \kappa\, \frac{\mathrm{tr}\, S_k}{c_k}\, I .
+# \end{gathered}
 # $$ (hfr-spread)
 #
 # Without shrinkage the trace is $c_k$, and $\phi_k$ the squared Mahalanobis distance per channel. A place with $\phi_k = 5$ is missed five times as much as normal places are. The Gaussian law is a model of the differences; the verdict does not rest on it, since its threshold comes from scores of normal images.
@@ -362,7 +379,10 @@ print(f"with κ = {SHRINKAGE} no direction weighs more than {(1 + SHRINKAGE) / S
 # The maps have different resolutions. $\mathcal U$ brings each to the size of the image by bilinear interpolation, a weighted sum of logarithms collects what each level has found, and a Gaussian $G_\sigma$ removes single-pixel noise ◇:
 #
 # $$
-# A(x) = \exp\Bigl( G_\sigma * \frac{1}{\sum_k w_k} \sum_{k=1}^{K} w_k \log \mathcal U(\tilde\phi_k) \Bigr), \qquad w_1 = \dots = w_{K-1} = 1, \quad w_K = \tfrac12, \quad \sigma = 3 \text{ pixels}.
+# \begin{gathered}
+# A(x) = \exp\Bigl( G_\sigma * \frac{1}{\sum_k w_k} \sum_{k=1}^{K} w_k \log \mathcal U(\tilde\phi_k) \Bigr), \\
+# w_1 = \dots = w_{K-1} = 1, \quad w_K = \tfrac12, \quad \sigma = 3 \text{ pixels}.
+# \end{gathered}
 # $$ (hfr-map)
 #
 # That the residuals are aggregated into an anomaly map is the paper's; logarithm, weights and smoothing are ours. So $A(x)$ is a weighted geometric mean over the levels and over the neighbourhood of $x$. A residual that is a square has no upper end, and in a plain sum the one level with the largest value decides alone. The logarithm lets it count, but ten times as much adds only $\log 10$; and a level that finds nothing at
@@ -854,7 +874,7 @@ print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, c
 
 # %%
 def check_direction(candidate):
-    """Compare an answer to exercise 3 with the book's function on random features."""
+    """Compare an answer to 'Direction without a library' with the book's function on random features."""
     generator = torch.Generator().manual_seed(0)
     f, g = torch.randn(2, 2, 5, 4, 4, generator=generator)
     wanted = scoring.feature_distance(f, g, lambda_d=0, lambda_c=1)
@@ -885,7 +905,7 @@ def check_direction(candidate):
 
 # %%
 def check_product(candidate):
-    """Compare an answer to exercise 4 with the book's function on random maps."""
+    """Compare an answer to 'Product instead of sum' with the book's function on random maps."""
     generator = torch.Generator().manual_seed(0)
     residuals = [torch.rand(2, side, side, generator=generator) for side in (16, 8, 4)]
     wanted = scoring.fuse(residuals, (32, 32), sigma=0, how="product")
@@ -915,7 +935,7 @@ def check_product(candidate):
 
 # %%
 def check_fading(candidate):
-    """Compare an answer to exercise 5 with the book's functions on random features."""
+    """Compare an answer to 'A direction that fades' with the book's functions on random features."""
     generator = torch.Generator().manual_seed(0)
     f, g = torch.randn(2, 2, 64, 4, 4, generator=generator)
     wanted = (soft_norm(f, 1.0) - soft_norm(g, 1.0)).square().mean(1) / 2
@@ -952,6 +972,8 @@ def check_fading(candidate):
 
 # %% [markdown]
 # ## Further reading
+#
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image; on the page {doc}`/book/draw` it looks at defects that you paint.
 #
 # * {cite:t}`chen2024hfr` is the paper of this chapter.
 # * {cite:t}`deng2022reverse` reverse the direction of knowledge distillation with a decoder that is close to the one built here; most of our reconstructed settings are theirs.

@@ -137,12 +137,14 @@ plots.residual_panel(
 # are consistent with its words ◇:
 #
 # $$
-# y = \frac{v}{\lVert v\rVert_2 + \tau_l}, \qquad
+# \begin{gathered}
+# y = \frac{v}{\lVert v\rVert_2 + \tau_l}, \\
 # v = \begin{cases}
 # f^{\,l}(p) \in \mathbb R^{c_l} & \textit{patch}\text{: one location } p,\\
-# \operatorname{vec} f^{\,l} \in \mathbb R^{c_l h_l w_l} & \textit{map}\text{: the whole map, one long vector,}\\
-# f^{\,l}(p) \in \mathbb R^{c_l} & \textit{position}\text{: one location, with a bank of its own.}
+# \operatorname{vec} f^{\,l} \in \mathbb R^{c_l h_l w_l} & \textit{map}\text{: the whole map,}\\
+# f^{\,l}(p) \in \mathbb R^{c_l} & \textit{position}\text{: } p\text{, with its own bank.}
 # \end{cases}
+# \end{gathered}
 # $$ (sgfr-readings)
 #
 # Under *position* the bank at $p$ holds the features that normal images have at the same $p$. We take *patch* unless something else is said; the results below say what speaks for it. Dividing by the length cancels a common factor of all channels, such as much of a change of contrast, and with $\tau_l = 0$ it leaves unit vectors, whose residuals
@@ -241,7 +243,10 @@ scene
 # Take away the combination and allow a single atom with a free weight, $\min_{j, c}\lVert y - c\,m_j\rVert_2^2$. For unit vectors the best weight is $c = \langle y, m_j\rangle$, because
 #
 # $$
-# \lVert y - c\,m_j\rVert_2^2 = 1 - 2c\langle y, m_j\rangle + c^2 = 1 - \langle y, m_j\rangle^2 + (c - \langle y, m_j\rangle)^2 ,
+# \begin{aligned}
+# \lVert y - c\,m_j\rVert_2^2 &= 1 - 2c\langle y, m_j\rangle + c^2 \\
+# &= 1 - \langle y, m_j\rangle^2 + (c - \langle y, m_j\rangle)^2 ,
+# \end{aligned}
 # $$ (sgfr-one-atom)
 #
 # and what remains is $1 - \langle y, m_j\rangle^2$, the squared sine of the angle to the atom's line. The squared distance to the atom itself is $\lVert y - m_j\rVert_2^2 = 2 - 2\langle y, m_j\rangle$. Both fall as $\langle y, m_j\rangle$ grows from 0 to 1. So as long as every feature has some atom at less than a right angle and none more nearly opposite, both name the same nearest atom and put all features into the same order:
@@ -330,9 +335,10 @@ print("96 atoms, the nearest one, below .70 for every sampler:", bool((at_96[1] 
 # and then choose *all* weights anew, so that the combination of the atoms taken so far is the best there is. That is a projection. Let $q_t$ be the part of $m_{j_t}$ that is orthogonal to the atoms taken before, scaled to length 1. Since $q_1, \dots, q_t$ are an orthonormal basis of the span of the atoms, the projection of $y$ on it is $\sum_{s\le t}\langle y, q_s\rangle q_s$, and
 #
 # $$
-# r_t = y - \sum_{s \le t}\langle y, q_s\rangle\, q_s = r_{t-1} - \langle r_{t-1}, q_t\rangle\, q_t ,
-# \qquad
-# \lVert r_t\rVert_2^2 = \lVert r_{t-1}\rVert_2^2 - \langle r_{t-1}, q_t\rangle^2 .
+# \begin{aligned}
+# r_t &= y - \sum_{s \le t}\langle y, q_s\rangle\, q_s = r_{t-1} - \langle r_{t-1}, q_t\rangle\, q_t , \\
+# \lVert r_t\rVert_2^2 &= \lVert r_{t-1}\rVert_2^2 - \langle r_{t-1}, q_t\rangle^2 .
+# \end{aligned}
 # $$ (sgfr-project)
 #
 # In the second form $\langle y, q_t\rangle = \langle r_{t-1}, q_t\rangle$, as $y$ and $r_{t-1}$ differ by vectors orthogonal to $q_t$; the last equation is Pythagoras. Three properties can be read off:
@@ -448,7 +454,10 @@ print("three atoms tell patches apart better than that many:", few > all_of_them
 # Instead of counting atoms one can make them cost. The *elastic net* minimises
 #
 # $$
-# \tfrac12\lVert y - M^\top c\rVert_2^2 + \lambda\Bigl(\lVert c\rVert_1 + \tfrac{1-\tau}{2\tau}\lVert c\rVert_2^2\Bigr), \qquad \lambda = \frac{\max_j |\langle y, m_j\rangle|}{\gamma}, \quad 0 < \tau \le 1 .
+# \begin{gathered}
+# \tfrac12\lVert y - M^\top c\rVert_2^2 + \lambda\Bigl(\lVert c\rVert_1 + \tfrac{1-\tau}{2\tau}\lVert c\rVert_2^2\Bigr), \\
+# \lambda = \frac{\max_j |\langle y, m_j\rangle|}{\gamma}, \quad 0 < \tau \le 1 .
+# \end{gathered}
 # $$ (sgfr-elastic-net)
 #
 # Why this is sparse shows with a single atom, $b = \langle y, m\rangle$ and $\mu = \lambda(1-\tau)/\tau$. Up to a constant, we minimise $\tfrac12(1 + \mu)c^2 - bc + \lambda|c|$. Where $c > 0$ the derivative $(1+\mu)c - b + \lambda$ is zero at $c = (b - \lambda)/(1 + \mu)$, which is positive only if $b > \lambda$; where $c < 0$ it is zero at $c = (b + \lambda)/(1 + \mu)$, negative only if $b < -\lambda$. In between the minimum is at $c = 0$:
@@ -982,7 +991,7 @@ plots.residual_panel(
 #
 # **Too much freedom.** {numref}`fig-sgfr-blind` showed the end of that road; with each atom a faint defect is imitated a little better.
 #
-# **Linearity.** A published summary of the paper names it as the limitation, and suggests a network in place of the linear model. Exercise 5 has the caplet that turns.
+# **Linearity.** A published summary of the paper names it as the limitation, and suggests a network in place of the linear model. The exercise {ref}`sgfr-open` has the caplet that turns.
 
 # %% [markdown]
 # (sgfr-products)=
@@ -1038,7 +1047,7 @@ print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, c
 
 # %%
 def check_nearest(candidate):
-    """Compare an answer to exercise 3 with the pursuit of one atom."""
+    """Compare an answer to 'One atom' with the pursuit of one atom."""
     generator = torch.Generator().manual_seed(0)
     points, atoms = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (50, 20))
     wanted = matching_pursuit(points[None], atoms[None], 1).energy[0]
@@ -1070,7 +1079,7 @@ def check_nearest(candidate):
 
 # %%
 def check_deflate(candidate):
-    """Try an answer to exercise 4 on points of a plane and of a space of three dimensions."""
+    """Try an answer to 'Deflation' on points of a plane and of a space of three dimensions."""
     generator = torch.Generator().manual_seed(0)
     for dimension in (2, 3):
         points = torch.randn(200, dimension, generator=generator) @ torch.randn(dimension, 9, generator=generator)
@@ -1108,6 +1117,8 @@ def check_deflate(candidate):
 
 # %% [markdown]
 # ## Further reading
+#
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image; on the page {doc}`/book/draw` it looks at defects that you paint.
 #
 # * {cite:t}`hotta2025sgfr` is the paper of this chapter.
 # * {cite:t}`elhamifar2013ssc` show when the sparsest self-expression finds the subspaces themselves; the theorem above is the easy part of theirs.

@@ -231,13 +231,20 @@ print(f"it copies more than nine tenths of a patch that does not belong there: {
 # Tokens of the image and of the reference are brought to width $d$ by two linear maps of the same form, and told where they are by a fixed table $P$:
 #
 # $$
-# E(X)_p = X_p W + b + P_p, \qquad Z^{(0)} = E(\tilde X), \qquad K_R = E_R(R).
+# \begin{gathered}
+# E(X)_p = X_p W + b + P_p, \\
+# Z^{(0)} = E(\tilde X), \qquad K_R = E_R(R).
+# \end{gathered}
 # $$ (rlr-embedding)
 #
 # Half of $P_p$ describes the column $k_p$, half the row $r_p$, each by sines and cosines of falling frequency:
 #
 # $$
-# P_{p,\,2i} = \sin(k_p\, \omega_i), \quad P_{p,\,2i+1} = \cos(k_p\, \omega_i), \quad P_{p,\,d/2 + 2i} = \sin(r_p\, \omega_i), \quad P_{p,\,d/2+2i+1} = \cos(r_p\, \omega_i), \qquad \omega_i = 10000^{-4i/d},
+# \begin{aligned}
+# P_{p,\,2i} &= \sin(k_p\, \omega_i), & P_{p,\,2i+1} &= \cos(k_p\, \omega_i), \\
+# P_{p,\,d/2 + 2i} &= \sin(r_p\, \omega_i), & P_{p,\,d/2+2i+1} &= \cos(r_p\, \omega_i), \\
+# \omega_i &= 10000^{-4i/d},
+# \end{aligned}
 # $$ (rlr-position)
 #
 # for $i = 0, \dots, d/4 - 1$. The inner product of two such vectors depends only on how many columns and rows lie between the positions, since $\sin a \sin b + \cos a \cos b = \cos(a - b)$:
@@ -287,7 +294,10 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # Attention itself is the ordinary one. For a query $q$ and pairs $(k_j, v_j)$ of keys and values, $j \in J$,
 #
 # $$
-# \operatorname{Att}(q; J) = \sum_{j \in J} a_j v_j, \qquad a_j = \frac{\exp(\langle q, k_j\rangle / \sqrt{d/H})}{\sum_{i\in J} \exp(\langle q, k_i\rangle / \sqrt{d/H})},
+# \begin{aligned}
+# \operatorname{Att}(q; J) &= \sum_{j \in J} a_j v_j, \\
+# a_j &= \frac{\exp(\langle q, k_j\rangle / \sqrt{d/H})}{\sum_{i\in J} \exp(\langle q, k_i\rangle / \sqrt{d/H})},
+# \end{aligned}
 # $$ (rlr-attention)
 #
 # computed for $H$ heads, each on its own share of $d/H$ channels after linear maps $W_q, W_k, W_v$; the heads' results are joined and mapped by $W_o$. All four have biases, left out of the formulas; their subscripts are names, not positions.
@@ -295,7 +305,9 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # **Local cross attention (LCA)** takes keys *and* values from the reference, inside the window:
 #
 # $$
-# \operatorname{LCA}(Z)_p = W_o \operatorname{Att}\bigl(W_q Z_p;\ \{(W_k K_{R,j},\ W_v K_{R,j}) : j \in W(p)\}\bigr).
+# \begin{aligned}
+# \operatorname{LCA}(Z)_p = W_o \operatorname{Att}\bigl(& W_q Z_p;\\ & \{(W_k K_{R,j},\ W_v K_{R,j}) : j \in W(p)\}\bigr).
+# \end{aligned}
 # $$ (rlr-lca)
 #
 # The image enters through the query alone. What comes out of a head is $\sum_j a_j v_j$ with $a_j \ge 0$ and $\sum_j a_j = 1$: a point in the convex hull of the window's values, whatever the query asks for. A foreign patch can *choose among* the contents of the reference; it cannot add to them. (In a model for many classes that is a wide choice: we come back to it under *What breaks it*.)
@@ -303,7 +315,9 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # **Masked learnable key attention (MLKA)** takes values from the image, but from *outside* the window, and the keys still from the reference:
 #
 # $$
-# \operatorname{MLKA}(Z)_p = W_o \operatorname{Att}\bigl(W_q Z_p;\ \{(W_k K_{R,j},\ W_v Z_j) : j \notin W(p)\}\bigr).
+# \begin{aligned}
+# \operatorname{MLKA}(Z)_p = W_o \operatorname{Att}\bigl(& W_q Z_p;\\ & \{(W_k K_{R,j},\ W_v Z_j) : j \notin W(p)\}\bigr).
+# \end{aligned}
 # $$ (rlr-mlka)
 #
 # A token may borrow from elsewhere in the same image, as repeating textures allow, but never from its own neighbourhood. And the reference decides where to borrow: the key at $j$ says what *belongs* at $j$, not what happens to lie there. UniAD {cite:p}`you2022uniad` has the same mask with keys from the image itself. With $r > 1$ each reference is attended by itself and the results are added; for MLKA this is ours ◇, since the published code uses only the last reference there.
@@ -319,12 +333,16 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # A transformer's layer usually carries its input around the attention, $U = Z + \operatorname{Att}(Z)$. Here that would be an open door: $Z_p$, with everything the defect wrote into it, would reach the output untouched. RLR's layers leave it out:
 #
 # $$
-# U = 2\operatorname{LCA}(Z) + \operatorname{MLKA}(Z), \qquad Z_1 = \operatorname{LN}(U), \qquad Z' = \operatorname{LN}\bigl(Z_1 + \operatorname{FFN}(Z_1)\bigr).
+# \begin{aligned}
+# U &= 2\operatorname{LCA}(Z) + \operatorname{MLKA}(Z), \\
+# Z_1 &= \operatorname{LN}(U), \\
+# Z' &= \operatorname{LN}\bigl(Z_1 + \operatorname{FFN}(Z_1)\bigr).
+# \end{aligned}
 # $$ (rlr-layer)
 #
 # $\operatorname{LN}$ is layer normalisation, $\operatorname{FFN}$ a network of two linear maps ($d \to 4d \to d$, GELU between them) at each position. Count the ways from $Z_p$ to $U_p$: through the *query* of both attentions, and through nothing else, because MLKA's values exclude $p$. After $M$ such layers, one more LN and a linear map give $\hat X_p$.
 #
-# The door is narrow, not walled up. A query can still steer the weights $a_j$; a defect wider than half a window reaches beyond it, so that MLKA can take values from its other end; the features at $q \notin W(p)$ have themselves seen some of $p$ through the backbone's receptive field; and in two layers content can travel from $p$ to some $q$ outside the window and back. Exercise 1 follows it.
+# The door is narrow, not walled up. A query can still steer the weights $a_j$; a defect wider than half a window reaches beyond it, so that MLKA can take values from its other end; the features at $q \notin W(p)$ have themselves seen some of $p$ through the backbone's receptive field; and in two layers content can travel from $p$ to some $q$ outside the window and back. The exercise {ref}`rlr-hops` follows it.
 #
 # ```{literalinclude} ../uad_core/methods/rlr.py
 # :pyobject: Layer.forward
@@ -335,7 +353,10 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 # The constants 2 and 1 can be replaced by gates $g_b$, learned numbers that start at 1 (`gate="gate"`), or a small network that sees the mean and the largest of all tokens (`gate="net"`):
 #
 # $$
-# U = \sum_b g_b\, \operatorname{Block}_b(Z), \qquad g = \operatorname{softmax}\Bigl(\operatorname{MLP}\bigl[\tfrac1L\textstyle\sum_p Z_p;\ \max_p Z_p\bigr]\Bigr).
+# \begin{aligned}
+# U &= \sum_b g_b\, \operatorname{Block}_b(Z), \\
+# g &= \operatorname{softmax}\Bigl(\operatorname{MLP}\bigl[\tfrac1L\textstyle\sum_p Z_p;\ \max_p Z_p\bigr]\Bigr).
+# \end{aligned}
 # $$ (rlr-gate)
 #
 # The authors' training line uses none.
@@ -819,7 +840,7 @@ print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, c
 
 # %%
 def check_window(candidate):
-    """Compare an answer to exercise 3 with the book's function on three grids."""
+    """Compare an answer to 'Attention in a window' with the book's function on three grids."""
     for size, w in (((4, 4), 3), ((5, 7), 5), ((8, 8), 5)):
         got, wanted = candidate(size, w), window_mask(size, w)
         if got.shape != wanted.shape:
@@ -853,7 +874,7 @@ def check_window(candidate):
 
 # %%
 def check_shrink(candidate):
-    """Compare an answer to exercise 4 with the solution of the normal equations on random tokens."""
+    """Compare an answer to 'How much can a denoiser restore?' with the solution of the normal equations on random tokens."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=generator) * torch.tensor([3.0, 2, 1, 1, 0.5, 0.1]) + 1
     mean = x.mean(0)
@@ -886,6 +907,8 @@ def check_shrink(candidate):
 # ```
 #
 # ## Further reading
+#
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image.
 #
 # * {cite:t}`he2024rlr` is the paper of this chapter; its authors' code is public.
 # * {cite:t}`you2022uniad` first asked for one model for all classes, and introduced the neighbour mask and the noise that RLR keeps.

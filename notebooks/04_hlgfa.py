@@ -1272,6 +1272,8 @@ def check_hair(candidate):
 #
 # ## Further reading
 #
+# In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image.
+#
 # * {cite:t}`zhou2026hlgfa` is the paper of this chapter.
 # * {cite:t}`deng2022reverse` compare two networks' features of one image, as here two resolutions of one network are compared.
 # * {cite:t}`you2022uniad` met the same trap elsewhere: a reconstruction that sees its target learns to copy.

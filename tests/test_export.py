@@ -49,11 +49,13 @@ def run(tmp_path_factory) -> Path:
 
 
 def agrees(file: Path, detector: methods.Detector, images: torch.Tensor) -> None:
-    """Both outputs are PyTorch's, whatever the number of images."""
+    """All outputs are PyTorch's, whatever the number of images."""
     for size in (1, 3):
         batch = images[:size]
         maps, scores = session(file).run(["maps", "scores"], {"images": batch.numpy()})
-        wanted = detector.anomaly_map(batch)
+        wanted, residuals = detector.anomaly_map(batch), detector.residuals(batch)
+        for name, found in zip(residuals, session(file).run(list(residuals), {"images": batch.numpy()})):
+            np.testing.assert_allclose(found, residuals[name].numpy(), atol=1e-4 * residuals[name].max().item())
         assert maps.shape == tuple(wanted.shape) and scores.shape == (size,)
         np.testing.assert_allclose(maps, wanted.numpy(), atol=1e-4 * wanted.abs().max().item())
         np.testing.assert_allclose(scores, detector.score(batch).numpy(), rtol=1e-4)
@@ -82,7 +84,8 @@ def test_metadata_say_how_to_use_the_file(run) -> None:
     assert texts["method"] == "hfr" and texts["precision"] == "single" and texts["backbone"] == LITE0
     assert json.loads(texts["threshold"]) == pytest.approx(fitted().threshold.item())
     assert json.loads(texts["image_size"]) == [SIZE, SIZE] and json.loads(texts["false_alarm_rate"]) == 0.02
-    assert json.loads(texts["names"]) == {"input": "images", "maps": "maps", "scores": "scores"}
+    names = {"input": "images", "maps": "maps", "scores": "scores", "residuals": ["phi_1", "phi_2", "phi_3"]}
+    assert json.loads(texts["names"]) == names
     assert json.loads(texts["fitted_on"])["category"] == "weave"
     assert "BILINEAR" in texts["preprocessing"] and texts["code_version"].startswith("0.")
 

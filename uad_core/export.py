@@ -73,8 +73,9 @@ def export(
     "single", "half" or "int8". images: files, or folders of them, on which the file is compared; int8 needs normal ones
     to measure the ranges of its numbers, the others take drawn ones without.
 
-    The file has the input `images` (N, 3, H, W), float32 in [0, 1], and the outputs `maps` (N, h, w) and `scores` (N,),
-    float32. It appears whole or not at all.
+    The file has the input `images` (N, 3, H, W), float32 in [0, 1], and the outputs `maps` (N, h, w), `scores` (N,) and
+    the residual maps (N, h_k, w_k) under the method's names for them, float32; who asks for the first two alone does
+    not wait for more. It appears whole or not at all.
 
     Raises UserError where a package is missing, the method cannot be exported, maps in single precision differ from
     PyTorch's by more than `TOLERANCE` (in the median image for SGFR, whose pursuit may choose another of two atoms that
@@ -133,8 +134,8 @@ def _write(detector: Detector, file: Path, precision: str, batch: np.ndarray) ->
 
 def _write_single(detector: Detector, file: Path) -> None:
     """Trace the detector on two images, so that no axis of length one is taken for a constant."""
-    names = ["images", "maps", "scores"]
     example = torch.from_numpy(_drawn(detector.image_size)[:2])
+    names = ["images", "maps", "scores", *_residual_names(detector)]
     try:
         graph = as_graph(detector)
         with torch.no_grad(), _silence():
@@ -145,6 +146,25 @@ def _write_single(detector: Detector, file: Path) -> None:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{detector.name} cannot be exported: {reason}") from error
+    with torch.no_grad():
+        _declare_shapes(file, dict(zip(names[1:], graph(example))))
+
+
+def _residual_names(detector: Detector) -> list[str]:
+    """Name the residual maps of a detector, finest first."""
+    return list(detector.residuals(torch.zeros(1, 3, *detector.image_size)))
+
+
+def _declare_shapes(file: Path, outputs: dict[str, torch.Tensor]) -> None:
+    """State the outputs' true shapes: the trace guesses some, and gives one name to lengths that differ."""
+    import onnx
+
+    model = onnx.load(file)
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        shape = ["N", *outputs[output.name].shape[1:]]
+        output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
+    onnx.save(model, file)
 
 
 @contextmanager
@@ -207,7 +227,9 @@ def _about(detector: Detector, model: Path) -> dict[str, Any]:
     there = bool(detector.threshold.isfinite())
     return {
         "method": detector.name,
-        "names": {"input": "images", "maps": "maps", "scores": "scores"},
+        "names": {
+            "input": "images", "maps": "maps", "scores": "scores", "residuals": _residual_names(detector),
+        },
         "image_size": detector.image_size,
         "map_size": detector.map_size,
         "map_stride": detector.config.map_stride,

@@ -25,7 +25,7 @@ __all__ = ["Graph", "as_graph", "chooses"]
 
 
 class Graph(nn.Module):
-    """A detector as a function: images (N, 3, H, W) -> maps (N, h, w), scores (N,).
+    """A detector as a function: images (N, 3, H, W) -> maps (N, h, w), scores (N,), residual maps (N, h_k, w_k).
 
     Adapters overwrite what a method would decide by the number of images.
     """
@@ -37,10 +37,11 @@ class Graph(nn.Module):
         self.detector = detector
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps and scores of images (N, 3, H, W)."""
-        maps = self.detector.fuse(self.residuals(self.detector.describe(images)))
-        return maps, self.scores(maps)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return maps, scores and residual maps of images (N, 3, H, W), the latter in the order of their names."""
+        residuals = self.residuals(self.detector.describe(images))
+        maps = self.detector.fuse(residuals)
+        return maps, self.scores(maps), *residuals.values()
 
     def residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
         """Return the named residual maps of a description, as `Detector.map_residuals`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from engine import bring_engine
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -20,6 +21,7 @@ from uad_core.methods.base import Paper
 __all__ = ["DataSets", "Methods", "RunTimes", "Table", "setup"]
 
 MATHJAX_KEPT = ("tex-chtml.js", "output")
+UNFOLD = "Show the pages of this part"
 
 
 class Table(SphinxDirective):
@@ -108,6 +110,22 @@ def prune_mathjax(app: Sphinx, error: Exception | None) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def name_unnamed(app: Sphinx, error: Exception | None) -> None:
+    """Mend two things of the theme that a screen reader stumbles over.
+
+    The arrow that unfolds a part of the contents has no name; and lists of references are said to be lists, whose
+    entries are not said to be entries.
+    """
+    if error is None:
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text("utf-8")
+            mended = text.replace('<summary><span class="toctree-toggle"', f'<summary aria-label="{UNFOLD}">'
+                                  '<span class="toctree-toggle"')  # fmt: skip
+            mended = mended.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            if mended != text:
+                path.write_text(mended, "utf-8")
+
+
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Remove the scripts of live code: the book does not use it, and they name a server."""
     for key in ("script_files", "css_files"):
@@ -141,8 +159,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-times", RunTimes)
     app.add_directive("data-sets", DataSets)
     app.add_directive("methods", Methods)
+    app.connect("builder-inited", bring_engine)
     app.connect("source-read", list_methods)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("build-finished", prune_mathjax, priority=900)
+    app.connect("build-finished", name_unnamed)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 from pathlib import Path
@@ -51,6 +52,33 @@ def test_the_page_on_measures_holds_examples():
 def test_no_page_waves_its_hands(page):
     waved = r"\b(obviously|clearly|trivially|it can be shown|it is easy to see)\b"
     assert not re.findall(waved, page.read_text("utf-8"), re.I)
+
+
+# A thing of the book that is named by a number somebody typed; "the paper's Table 2" is none of the book's.
+TYPED = re.compile(r"(?<!paper's )\b(exercises?|figures?|fig\.|tables?|equations?|eqs?\.|listings?)\s+\(?\d", re.I)
+
+
+def prose(path: Path) -> str:
+    """What a file says in words: its text and its docstrings, without its code."""
+    source = path.read_text("utf-8")
+    if path.suffix == ".md":
+        return re.sub(r"^(```|~~~)\w*\n.*?^\1", "", source, flags=re.M | re.S)
+    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source))
+                  if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]  # fmt: skip
+    words = re.findall(r"^# (.*)$", source, re.M) if path in CHAPTERS else []
+    return "\n".join([*docstrings, *words])
+
+
+@pytest.mark.parametrize("path", [*PAGES, *CHAPTERS, *(ROOT / "uad_core").rglob("*.py")], ids=lambda path: path.stem)
+def test_exercises_figures_tables_and_equations_are_named_by_label(path):
+    assert not [match.group() for match in TYPED.finditer(prose(path))]
+
+
+def test_typed_numbers_would_be_noticed(tmp_path):
+    (tmp_path / "page.md").write_text("See Figure 3 and the paper's Table 2.\n```python\nfigure(2)\n```\n{eq}`a` (4)\n")
+    (tmp_path / "code.py").write_text('def check(x):\n    """An answer to exercise 3."""\n    return figure(2)\n')
+    for name, found in (("page.md", ["Figure 3"]), ("code.py", ["exercise 3"])):
+        assert [match.group() for match in TYPED.finditer(prose(tmp_path / name))] == found
 
 
 def test_every_module_has_its_place_on_a_page_of_the_package():
