@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import literal_glad
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import LITE0, damage, detector, digest, image_set, network, shared_networks, tensor, weave
+from tiny import damage, detector, digest, image_set, network, tensor, weave
 from torch import Tensor, nn
 
-from uad_core import methods, scoring
+from uad_core import scoring
 from uad_core.diffusion import SD_UNET, Diffusion, LinearLatent, LowRank, StableDiffusion, clean, ladder, noised
 from uad_core.errors import UserError
-from uad_core.features import Live
 from uad_core.methods import glad
 from uad_core.methods.glad import GLAD, atp_target, cosine_match, denoise, drift_score
 from uad_core.randomness import seeded
@@ -196,12 +193,128 @@ def test_compaction_changes_nothing() -> None:
 
 def test_fusion_takes_both_estimates_by_the_distance() -> None:
     model, za = Toy(), draw(3, 3, 8, 8)
-    fused, plain = run(model, za, -1.0, 0), run(model, za, -1.0, 0, saff=False)
+    fused, plain = run(model, za, -1.0, 0), run(model, za, -1.0, 0, fuse=False)
     # At the first level both estimates are the same one.
     torch.testing.assert_close(fused.z, plain.z)
     late = [INFINITE] * 5 + [-1.0] * 5
     noise, levels = draw(1, 3, 8, 8, seed=9), ladder(750, 10)
     with torch.no_grad():
-        found = [denoise(model, za, noise, levels, late, 0, compare, saff) for saff in (True, False)]
+        found = [denoise(model, za, noise, levels, late, 0, compare, fuse) for fuse in (True, False)]
     assert not torch.allclose(found[0].z, found[1].z)
     assert (found[0].stop == levels[5]).all()
+
+
+# --- the linear latent -----------------------------------------------------------------------------------------------
+
+
+def linear(components: int = 12) -> LinearLatent:
+    with seeded(0):
+        model = LinearLatent(8, components, (16, 16))
+    model.fit_latents([tensor(weave(8))])
+    return model.eval()
+
+
+def test_components_are_those_of_the_patches() -> None:
+    model, images = linear(), tensor(weave(8))
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).double()
+    values = np.linalg.eigvalsh(np.cov(patches.numpy().T, bias=True))[::-1][:12]
+    np.testing.assert_allclose(model.deviation.square() * model.scale.square(), values, rtol=1e-3)
+    z = model.encode(images)
+    assert z.shape == (8, 12, 8, 8)
+    assert z.square().mean().item() == pytest.approx(1, rel=1e-3) and z.mean((0, 2, 3)).abs().max() < 1e-3
+    torch.testing.assert_close(model.basis.T @ model.basis, torch.eye(12), atol=1e-5, rtol=0)
+
+
+def test_decoding_is_the_transpose_and_noise_stays_white() -> None:
+    model, images = linear(), tensor(weave(4, seed=3))
+    again = model.decode(model.encode(images))
+    lost = (images - again).square().mean() / images.var()
+    assert lost < 0.02, "few components hold the weave"
+    torch.testing.assert_close(model.encode(again), model.encode(images), atol=1e-4, rtol=0)
+    z = torch.randn(64, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    pixels = model.decode(z) - model.decode(torch.zeros(1, 12, 8, 8))
+    assert pixels.square().sum().item() == pytest.approx((z * model.scale).square().sum().item(), rel=1e-4)
+
+
+def test_an_untrained_network_is_the_best_linear_guess() -> None:
+    model = linear()
+    z, noise = torch.randn(2, 2000, 12, 4, 4, generator=torch.Generator().manual_seed(0))
+    z = z * model.deviation.view(1, -1, 1, 1)
+    for t in (50, 400, 900):
+        abar = model.alphas_cumprod[t]
+        zt = noised(z, noise, abar)
+        slope = (zt * noise).mean((0, 2, 3)) / zt.square().mean((0, 2, 3))  # regression of the noise on z_t
+        with torch.no_grad():
+            guess = model.predict_noise(zt[:4], torch.full((4,), t))
+        torch.testing.assert_close(guess, slope.view(1, -1, 1, 1) * zt[:4], rtol=0.05, atol=0.02)
+
+
+def test_sides_of_any_multiple_of_the_smallest_cell_do() -> None:
+    model = detector("glad", network(), 64, **SMALL)
+    assert model.anomaly_map(torch.rand(1, 3, 64, 64)).shape == (1, 64, 64)
+    with pytest.raises(UserError, match="multiple of 16"):
+        GLAD(model.config, network(), (64, 72), 0)
+
+
+# --- Stable Diffusion ------------------------------------------------------------------------------------------------
+
+
+def small_diffusion(rank: int = 0) -> StableDiffusion:
+    """The classes of Stable Diffusion, with weights of chance and 8 channels."""
+    diffusers = pytest.importorskip("diffusers")
+    with seeded(0):
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
+        )  # fmt: skip
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=32, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, cross_attention_dim=12,
+            norm_num_groups=4,
+        )  # fmt: skip
+        return StableDiffusion(vae, unet, torch.randn(2, 5, 12), guidance=3.0, rank=rank)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_stable_diffusion_is_trained_and_sampled(rank: int) -> None:
+    model = detector("glad", network(), 64, **SMALL)
+    model.diffusion = small_diffusion(rank)
+    held = digest(model.diffusion.vae)
+    model.fit(image_set(weave(16)), progress=False)
+    assert len(model.history) == 1 and np.isfinite(model.history).all() and model.delta.isfinite()
+    assert digest(model.diffusion.vae) == held
+    maps = model.anomaly_map(tensor(damage(weave(2))[0]))
+    assert maps.shape == (2, 64, 64) and maps.isfinite().all()
+    kept = model.own_tensors()
+    assert kept and not any("vae" in name for name in kept)
+    if rank:
+        trained = [name for name, p in model.diffusion.named_parameters() if p.requires_grad]
+        assert trained and all(name.endswith((".a", ".b")) for name in trained)
+        assert sorted(n for n in kept if "network" in n) == sorted(f"diffusion.{name}" for name in trained)
+
+
+def test_a_correction_of_low_rank_starts_as_nothing() -> None:
+    with seeded(0):
+        layer = nn.Linear(6, 4)
+        low = LowRank(layer, 2)
+    x = torch.randn(3, 6)
+    assert torch.equal(low(x), layer(x))
+    nn.init.ones_(low.b)
+    torch.testing.assert_close(low(x) - layer(x), (x @ low.a.T).sum(-1, keepdim=True).expand(3, 4))
+
+
+def test_guidance_goes_on_from_the_empty_prompt() -> None:
+    model = small_diffusion()
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([300, 300])
+    with torch.no_grad():
+        told, free = model.predict_noise(z, t), model.predict_noise(z, t, model.prompts[1])
+        torch.testing.assert_close(model.guided_noise(z, t), free + 3.0 * (told - free))
+    assert not torch.allclose(told, free)
+
+
+def test_stable_diffusion_s_network_has_its_860_million_weights() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**SD_UNET)
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964

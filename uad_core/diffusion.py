@@ -55,9 +55,9 @@ def clean(zt: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
 
 
 def ladder(t0: int, steps: int) -> list[int]:
-    """Return the noise levels that DDIM visits from t0 down, `steps` of them: t_i = r (steps - 1 - i) + 1, r = ⌊t0/steps⌋.
+    """Return the noise levels that DDIM visits below t0: r (steps - 1) + 1, ..., r + 1, 1 with r = ⌊t0/steps⌋.
 
-    Source: authors' code of GLAD [fact]. Raises UserError where there are more steps than levels.
+    Source: GLAD chapter, equation (glad-ladder) [fact]. Raises UserError where there are more steps than levels.
     """
     r = t0 // steps
     if not r or t0 > T:
@@ -159,7 +159,7 @@ def small_unet(channels: int, widths: tuple[int, ...]) -> nn.Module:
     groups = math.gcd(*widths, 8)
     net = diffusers.UNet2DModel(
         in_channels=channels, out_channels=channels, block_out_channels=widths, layers_per_block=1,
-        down_block_types=down, up_block_types=up, norm_num_groups=groups, attention_head_dim=groups * 4,
+        down_block_types=down, up_block_types=up, norm_num_groups=groups, attention_head_dim=math.gcd(widths[-1], 32),
     )  # fmt: skip
     nn.init.zeros_(net.conv_out.weight)  # it starts as the best linear guess
     nn.init.zeros_(net.conv_out.bias)
