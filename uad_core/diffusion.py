@@ -98,67 +98,85 @@ class LinearLatent(Diffusion):
     """Principal components of patches as latents, and a small U-Net.
 
     An image is cut into patches of `patch` x `patch` pixels; the latent of a patch is its `components` coordinates
-    along the directions in which patches of normal images vary most, all divided by one scale. The basis is
-    orthonormal: decoding is the transpose, white noise of latents is white noise of pixels in the space that the
-    components span, and a defect is not removed.
+    along the directions in which patches of normal images vary most. Component c is divided by its deviation to the
+    power `whiten` (0: all components keep their size, 1: all have the same), and all by one number, so that the latent
+    has unit variance; no number is let beyond those of normal patches. Decoding is the transpose.
 
-    The network does not see its task afresh for every component. Were component c of z Gaussian with deviation σ_c,
-    the best guess of the noise in y = z_t/√ᾱ = z + s ε, s² = (1 - ᾱ)/ᾱ, would be s y/(σ_c² + s²), and its error would
-    have deviation σ_c/√(σ_c² + s²). The network predicts that error, in units of its deviation.
+    Were component c of z Gaussian with deviation σ_c, the best guess of it from y = z_t/√ᾱ = z + s ε, s² = (1 - ᾱ)/ᾱ,
+    would be σ_c²/(σ_c² + s²) y, and its error would have deviation σ_c s/√(σ_c² + s²). The network gives how far that
+    guess is to be believed, g in (0, 1), and its error in units of the deviation.
     Source: GLAD chapter, equations (glad-pca) and (glad-precondition) [reconstruction].
     """
 
-    def __init__(self, patch: int, components: int, widths: tuple[int, ...]):
+    def __init__(self, patch: int, components: int, widths: tuple[int, ...], whiten: float = 0.5):
         super().__init__()
-        self.patch = patch
+        self.patch, self.whiten = patch, whiten
         self.register_buffer("mean", torch.zeros(3 * patch**2))
         self.register_buffer("basis", torch.eye(3 * patch**2, components))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.ones(components))
         self.register_buffer("deviation", torch.ones(components))  # σ_c, in units of the scale
-        self.network = small_unet(components, widths)
+        self.register_buffer("low", torch.full((components,), -float("inf")))
+        self.register_buffer("high", torch.full((components,), float("inf")))
+        self.network = small_unet(components, 2 * components, widths)
 
+    @torch.no_grad()
     def fit_latents(self, batches: Iterable[Tensor]) -> None:
-        """Find the components of images [(B, 3, H, W)]: equation (glad-pca)."""
-        count, total, products = 0, 0.0, 0.0
-        for images in batches:
-            x = F.pixel_unshuffle(images, self.patch).movedim(1, -1).flatten(0, 2).double()  # (B·h·w, 3 patch²)
-            count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
-        mean = total / count
-        values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))  # ascending
+        """Find the components of images [(B, 3, H, W)]: equation (glad-pca). Goes through them once."""
+        rows = torch.cat([self.patches(images).movedim(1, -1).flatten(0, 2) for images in batches])  # (n, 3 patch²)
+        mean, products = rows.double().mean(0), 0.0
+        for part in rows.split(2**14):
+            part = part.double() - mean
+            products = products + part.T @ part
+        values, vectors = torch.linalg.eigh(products / len(rows))  # ascending
         components = len(self.deviation)
-        basis, variance = vectors[:, -components:].flip(1), values[-components:].flip(0).clamp_min(1e-12)
-        basis = basis * basis.sum(0).sign().where(basis.sum(0) != 0, 1.0)  # eigenvectors come with any sign
+        basis, variance = vectors[:, -components:].flip(1), values[-components:].flip(0)
+        variance = variance.clamp_min(1e-6 * variance[0].clamp_min(1e-6))
+        basis = basis * torch.where(basis.sum(0) < 0, -1.0, 1.0)  # eigenvectors come with any sign
+        deviation = variance.sqrt() ** (1 - self.whiten)
+        size = deviation.square().mean().sqrt()
         self.mean.copy_(mean)
         self.basis.copy_(basis)
-        self.scale.copy_(variance.mean().sqrt())
-        self.deviation.copy_((variance / variance.mean()).sqrt())
+        self.scale.copy_(variance.sqrt() ** self.whiten * size)
+        self.deviation.copy_(deviation / size)
+        z = (rows - self.mean) @ self.basis / self.scale
+        self.low.copy_(z.amin(0))
+        self.high.copy_(z.amax(0))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Cut images (N, 3, H, W) into patches (N, 3 patch², h, w)."""
+        return F.pixel_unshuffle(images, self.patch)
 
     def encode(self, images: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(images, self.patch)  # (N, 3 patch², h, w)
-        z = torch.einsum("nkhw,kc->nchw", x - self.mean.view(1, -1, 1, 1), self.basis)
-        return z / self.scale
+        x = self.patches(images) - _wide(self.mean)
+        z = torch.einsum("nkhw,kc->nchw", x, self.basis) / _wide(self.scale)
+        return z.clamp(_wide(self.low), _wide(self.high))
 
     def decode(self, z: Tensor) -> Tensor:
-        x = torch.einsum("nchw,kc->nkhw", z * self.scale, self.basis)
-        return F.pixel_shuffle(x + self.mean.view(1, -1, 1, 1), self.patch)
+        x = torch.einsum("nchw,kc->nkhw", z * _wide(self.scale), self.basis)
+        return F.pixel_shuffle(x + _wide(self.mean), self.patch)
 
     def predict_noise(self, z: Tensor, t: Tensor, condition: None = None) -> Tensor:
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         s = ((1 - abar) / abar).sqrt()
-        sigma = self.deviation.view(1, -1, 1, 1)
-        y, total = z / abar.sqrt(), sigma.square() + s.square()
-        error = self.network(y / total.sqrt(), t).sample.float()
-        return s / total * y + sigma / total.sqrt() * error
+        sigma = _wide(self.deviation)
+        y, total = z / abar.sqrt(), (sigma.square() + s.square()).sqrt()
+        error, doubt = self.network(y / total, t).sample.float().chunk(2, 1)
+        guess = (sigma / total).square() * torch.sigmoid(6 - doubt) * y + sigma * s / total * error
+        return (y - guess) / s
 
 
-def small_unet(channels: int, widths: tuple[int, ...]) -> nn.Module:
+def _wide(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def small_unet(inputs: int, outputs: int, widths: tuple[int, ...]) -> nn.Module:
     """Build a U-Net of one block per level, `widths` its channels, with attention at the deepest one."""
     diffusers = _require("diffusers")
     down, up = ["DownBlock2D"] * len(widths), ["UpBlock2D"] * len(widths)
     down[-1], up[0] = "AttnDownBlock2D", "AttnUpBlock2D"
     groups = math.gcd(*widths, 8)
     net = diffusers.UNet2DModel(
-        in_channels=channels, out_channels=channels, block_out_channels=widths, layers_per_block=1,
+        in_channels=inputs, out_channels=outputs, block_out_channels=widths, layers_per_block=1,
         down_block_types=down, up_block_types=up, norm_num_groups=groups, attention_head_dim=math.gcd(widths[-1], 32),
     )  # fmt: skip
     nn.init.zeros_(net.conv_out.weight)  # it starts as the best linear guess

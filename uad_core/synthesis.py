@@ -122,7 +122,7 @@ def otsu(grey: Tensor) -> tuple[Tensor, Tensor]:
     Source: N. Otsu, A threshold selection method from gray-level histograms, 1979.
     """
     level = (grey.clamp(0, 1) * 255).round().long().flatten(1)  # (N, H·W)
-    counts = torch.zeros(len(grey), 256, device=grey.device).scatter_add_(1, level, torch.ones_like(grey.flatten(1)))
+    counts = torch.stack([values.bincount(minlength=256) for values in level]).float()
     p = counts / counts.sum(1, keepdim=True)
     values = torch.linspace(0, 1, 256, device=grey.device)
     below, mean = p.cumsum(1), (p * values).cumsum(1)  # weight and first moment of the class below

@@ -52,6 +52,7 @@ class GLADConfig(TrainedConfig):
     )
     patch: Count = reconstruction(8, "pixels along a patch of the linear latent")
     components: Count = reconstruction(32, "numbers that the linear latent keeps of a patch")
+    whiten: Fraction = reconstruction(0.5, "power of its deviation by which a component is divided; 1 whitens")
     widths: Counts = reconstruction((64, 128, 128), "channels of the small network's levels")
     rank: Annotated[int, Field(ge=0)] = reconstruction(
         0, "rank of the corrections that Stable Diffusion learns; 0, as in the paper, for all its weights"
@@ -61,6 +62,9 @@ class GLADConfig(TrainedConfig):
     ads: bool = fact(True, "as many steps as an image needs; else all from t0")
     saff: bool = fact(True, "fuse with the input where an image stops; else start again from it there")
     share: Fraction = fact(0.5, "of the training images, those that get a defect")
+    blend: Level = reconstruction(
+        200, "noise level from which a synthetic defect is there whole; the paper's, 1000, leaves most of it out"
+    )
     levels: Level = reconstruction(500, "noise levels that are learned, of 1000, which the paper learns")
     t0: Level = reconstruction(400, "noise level at which denoising starts; the paper's is 750 for most products")
     t_min: Level = reconstruction(200, "noise level below which a normal image starts again; the paper's is 350")
@@ -184,7 +188,7 @@ class GLAD(FeatureDetector):
         "colab": dict(backbone="wide_resnet50_2", widths=(128, 256, 256), batch_size=16, steps=8000),
         "paper": dict(
             image_size=512, backbone="vit_base_patch8_224.dino", strides=(4, 8, 16, 32), diffusion="stable", levels=T,
-            t0=750, t_min=350, ladder=25, mode="cosine", sigma=6.0, batch_size=2, accumulate=16, lr=5e-6,
+            blend=T, t0=750, t_min=350, ladder=25, mode="cosine", sigma=6.0, batch_size=2, accumulate=16, lr=5e-6,
             weight_decay=0.01, decay="constant", ema=0.0, steps=4000,
         ),
     }  # fmt: skip
@@ -202,7 +206,7 @@ class GLAD(FeatureDetector):
             cell = config.patch * 2 ** (len(config.widths) - 1)
             if any(side % cell for side in image_size):
                 raise UserError(f"image size {image_size}: glad takes sides that are a multiple of {cell} pixels")
-            self.diffusion = LinearLatent(config.patch, config.components, config.widths)
+            self.diffusion = LinearLatent(config.patch, config.components, config.widths, config.whiten)
         self.ladder = ladder(config.t0, config.ladder)
         below = [t for t in self.ladder if t < config.t_min]
         self.stops = [t for t in self.ladder[1:] if t >= config.t_min] + below[:1] if config.ads else [-1]
@@ -229,8 +233,9 @@ class GLAD(FeatureDetector):
         with torch.no_grad():
             z, za = (self.diffusion.encode(images) for images in drawn)  # (N, C, h, w)
         t = torch.randint(0, self.config.levels, (len(z),), device=z.device)
-        abar, a = (v.view(-1, 1, 1, 1) for v in (self.diffusion.alphas_cumprod[t], t / T))
-        zt = noised(a * za + (1 - a) * z, torch.randn_like(z), abar)  # the more noise, the more of the defect
+        abar = self.diffusion.alphas_cumprod[t].view(-1, 1, 1, 1)
+        a = (t / self.config.blend).clamp(max=1).view(-1, 1, 1, 1)  # the more noise, the more of the defect
+        zt = noised(a * za + (1 - a) * z, torch.randn_like(z), abar)
         return F.mse_loss(self.diffusion.predict_noise(zt, t), self.target(zt, z, abar))
 
     def target(self, zt: Tensor, z: Tensor, abar: Tensor) -> Tensor:
