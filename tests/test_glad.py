@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import literal_glad
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch.nn.functional as F
 from tiny import damage, detector, digest, image_set, network, tensor, weave
 from torch import Tensor, nn
 
-from uad_core import scoring
+from uad_core import scoring, training
 from uad_core.diffusion import SD_UNET, Diffusion, LinearLatent, LowRank, StableDiffusion, clean, ladder, noised
 from uad_core.errors import UserError
+from uad_core.graph import as_graph
 from uad_core.methods import glad
+from uad_core.methods.base import hold_out
 from uad_core.methods.glad import GLAD, atp_target, cosine_match, denoise, drift_score
 from uad_core.randomness import seeded
 
@@ -288,10 +292,10 @@ def small_diffusion(rank: int = 0) -> StableDiffusion:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_stable_diffusion_is_trained_and_sampled(rank: int) -> None:
-    model = detector("glad", network(), 64, **SMALL)
+    model = detector("glad", network(), 64, **(SMALL | dict(steps=1, ladder=2, batch_size=2)))
     model.diffusion = small_diffusion(rank)
     held = digest(model.diffusion.vae)
-    model.fit(image_set(weave(16)), progress=False)
+    model.fit(image_set(weave(4)), progress=False)
     assert len(model.history) == 1 and np.isfinite(model.history).all() and model.delta.isfinite()
     assert digest(model.diffusion.vae) == held
     maps = model.anomaly_map(tensor(damage(weave(2))[0]))
@@ -328,3 +332,101 @@ def test_stable_diffusion_s_network_has_its_860_million_weights() -> None:
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(**SD_UNET)
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+
+
+# --- the method ------------------------------------------------------------------------------------------------------
+
+
+def small(**settings) -> GLAD:
+    return detector("glad", network(), 64, **(SMALL | settings))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> GLAD:
+    return small(steps=3).fit(image_set(weave(16)), progress=False)
+
+
+def test_the_loss_without_defects_is_that_of_ddpm() -> None:
+    model, images = small(), tensor(weave(4))
+    model.diffusion.fit_latents([images])
+    with seeded(5), torch.no_grad():
+        found = model.loss((images, images))
+    with seeded(5), torch.no_grad():
+        z = model.diffusion.encode(images)
+        t = torch.randint(0, model.config.levels, (4,))
+        noise = torch.randn_like(z)
+        zt = noised(z, noise, model.diffusion.alphas_cumprod[t].view(-1, 1, 1, 1))
+        wanted = F.mse_loss(model.diffusion.predict_noise(zt, t), noise)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_score_depends_on_neither_the_batch_nor_the_place_in_it(fitted) -> None:
+    images = tensor(np.concatenate([damage(weave(3, 20))[0], weave(2, 30)]))
+    together = fitted.score(images)
+    for order in ([4, 0, 2], [3], [1, 2]):
+        torch.testing.assert_close(fitted.score(images[order]), together[order], rtol=1e-4, atol=1e-5)
+
+
+def test_normal_images_are_the_measure(fitted) -> None:
+    """Residuals are 1 on average over the held-out images, each made to stop at each level in turn."""
+    normal = tensor(weave(16))[hold_out(16, 0)[1]]
+    for place, t in enumerate(fitted.stops):
+        deltas = [-1.0 if level == t >= fitted.config.t_min else INFINITE for level in fitted.ladder]
+        trace = fitted.reconstruct(normal, deltas)
+        assert (trace.stop == t).all()
+        with torch.no_grad():
+            for m in fitted.measure(fitted.differences(normal, trace.z), trace.stop):
+                assert m.mean().item() == pytest.approx(1, rel=0.02), (place, t)
+    assert (fitted.reconstruct(normal).stop == fitted.stops[-1]).all(), "no held-out one is beyond delta"
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(ads=False), dict(saff=False), dict(mode="cosine"), dict(atp=False, delta=0.2)]
+)
+def test_every_part_can_be_left_out(settings: dict) -> None:
+    model = small(**settings).fit(image_set(weave(16)), progress=False)
+    maps = model.anomaly_map(tensor(damage(weave(2))[0]))
+    assert maps.shape == (2, 64, 64) and maps.isfinite().all()
+    if "delta" in settings:
+        assert model.delta == pytest.approx(0.2)
+    if "ads" in settings:
+        assert (model.reconstruct(tensor(weave(2))).stop == -1).all()
+
+
+def test_a_killed_training_goes_on_to_the_bit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    images, whole = image_set(weave(16)), small(steps=6)
+    whole.fit(images, progress=False)
+    calls, real = [], GLAD.loss
+
+    def dies(self, drawn):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, drawn)
+
+    monkeypatch.setattr(GLAD, "loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        small(steps=6).fit(images, checkpoint=tmp_path / "c.pt", progress=False)
+    monkeypatch.setattr(GLAD, "loss", real)
+    again = small(steps=6).fit(images, checkpoint=tmp_path / "c.pt", progress=False)
+    assert again.history == whole.history and digest(again) == digest(whole)
+
+
+def test_without_diffusers_one_line_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError) as error:
+        small()
+    assert str(error.value) == "glad needs diffusers: install it with `pip install 'uad-core[glad]'`"
+
+
+def test_it_is_not_exported() -> None:
+    with pytest.raises(UserError, match="as many denoising steps as it needs, which no fixed graph can"):
+        as_graph(small())
+
+
+def test_settings_of_the_authors_are_within_their_ranges() -> None:
+    assert {name: len(rows) for name, rows in glad.PUBLISHED_SETTINGS.items()} == {"mvtec_ad": 15, "mpdd": 6}
+    for rows in glad.PUBLISHED_SETTINGS.values():
+        for t0, delta, t_min, steps in rows.values():
+            assert 1000 > t0 > t_min >= 200 and 0 < delta < 1 and 500 <= steps <= 7000

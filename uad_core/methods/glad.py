@@ -235,12 +235,13 @@ class GLAD(FeatureDetector):
         t = torch.randint(0, self.config.levels, (len(z),), device=z.device)
         abar = self.diffusion.alphas_cumprod[t].view(-1, 1, 1, 1)
         a = (t / self.config.blend).clamp(max=1).view(-1, 1, 1, 1)  # the more noise, the more of the defect
-        zt = noised(a * za + (1 - a) * z, torch.randn_like(z), abar)
-        return F.mse_loss(self.diffusion.predict_noise(zt, t), self.target(zt, z, abar))
+        zs, noise = a * za + (1 - a) * z, torch.randn_like(z)
+        found = self.diffusion.predict_noise(noised(zs, noise, abar), t)
+        return F.mse_loss(found, self.target(z, zs, noise, abar))
 
-    def target(self, zt: Tensor, z: Tensor, abar: Tensor) -> Tensor:
-        """Return what the network shall predict: `atp_target`."""
-        return atp_target(zt, z, abar)
+    def target(self, z: Tensor, zs: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+        """Return what shall be predicted of z^s with noise, whose sound twin is z: `atp_target`."""
+        return atp_target(noised(zs, noise, abar), z, abar)
 
     def noise(self, z: Tensor) -> Tensor:
         """Draw noise (1, C, h, w) of the seed alone: an image's score depends on no other image, nor on its place."""
@@ -306,7 +307,7 @@ class GLAD(FeatureDetector):
             never = [NEVER] * len(self.ladder)
             watched = [self.reconstruct(x, never, watch=True).scores for [x] in normal.in_order(self.device)]
             usable = torch.tensor([t >= c.t_min for t in self.ladder])
-            self.delta.copy_(torch.cat(watched, 1)[usable].amax(0).quantile(c.quantile))
+            self.delta.copy_(torch.cat(watched, 1)[usable].amax(0).quantile(c.quantile, interpolation="higher"))
         if c.mode == "normal":
             for place, t in enumerate(self.stops):
                 # Made to stop at t: by a threshold below every distance, or by t_min.
