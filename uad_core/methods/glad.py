@@ -183,7 +183,7 @@ class GLAD(FeatureDetector):
     )  # fmt: skip
     config_class = GLADConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(image_size=128, widths=(32, 32, 32), ladder=5, steps=100),
+        "smoke": dict(image_size=128, widths=(48, 80, 96), steps=100),
         "cpu": dict(),
         "colab": dict(backbone="wide_resnet50_2", widths=(128, 256, 256), batch_size=16, steps=8000),
         "paper": dict(
