@@ -15,7 +15,7 @@ development set of products, one for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -36,7 +36,8 @@ from uad_core.methods.spread import NormalSpread, measure_spreads, soft_norm
 from uad_core.synthesis import synthesise
 from uad_core.training import train
 
-__all__ = ["GLAD", "GLADConfig", "PUBLISHED_SETTINGS", "Trace", "atp_target", "cosine_match", "denoise", "drift_score"]
+__all__ = ["GLAD", "GLADConfig", "PUBLISHED_SETTINGS", "Trace", "atp_target", "cosine_distance", "denoise",
+           "drift_score"]  # fmt: skip
 
 NEVER = float("inf")  # a threshold that no distance exceeds
 Level = Annotated[int, Field(ge=1, le=T)]
@@ -161,15 +162,14 @@ def drift_score(distance: Tensor) -> Tensor:
     return flat.topk(max(1, round(10 * flat.shape[1] / 4096)), 1).values.mean(1)
 
 
-def cosine_match(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Find for each place of f the place of g that is most like it: equation (glad-distance) [fact].
+def cosine_distance(f: Tensor, g: Tensor) -> Tensor:
+    """Compare each place of f with the place of g that is most like it: equation (glad-distance) [fact].
 
-    f, g: (N, C, h, w). Returns the distances 1 - cos (N, h, w), and the features of g there (N, C, h, w).
+    f, g: (N, C, h, w). Returns the distances 1 - cos (N, h, w).
     """
     a, b = (F.normalize(x.flatten(2), dim=1) for x in (f, g))  # (N, C, L)
-    best = (a.transpose(1, 2) @ b).max(2)  # over the places of g: (N, L)
-    found = g.flatten(2).gather(2, best.indices[:, None].expand(-1, g.shape[1], -1))
-    return (1 - best.values).unflatten(1, f.shape[-2:]), found.unflatten(2, f.shape[-2:])
+    best = (a.transpose(1, 2) @ b).amax(2)  # over the places of g: (N, L)
+    return (1 - best).unflatten(1, f.shape[-2:])
 
 
 class GLAD(FeatureDetector):
@@ -258,18 +258,15 @@ class GLAD(FeatureDetector):
     def compare(self, z: Tensor, other: Tensor) -> Tensor:
         """Compare latents (n, C, h, w) by the deepest features of their images: D (n, h', w')."""
         f, g = self.backbone.pyramid(self.diffusion.decode(torch.cat([z, other])))[-1].chunk(2)
-        return cosine_match(f, g)[0]
+        return cosine_distance(f, g)
 
-    def matches(self, images: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield for each level the features of images, those of the reconstructions z that match, and the distances."""
-        for f, g in zip(self.backbone.pyramid(images), self.backbone.pyramid(self.diffusion.decode(z))):
-            distance, found = cosine_match(f, g)
-            yield f, found, distance
+    def pairs(self, images: Tensor, z: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return for each level the features of images and of their reconstructions z, (N, C_l, h_l, w_l) each."""
+        return list(zip(self.backbone.pyramid(images), self.backbone.pyramid(self.diffusion.decode(z))))
 
     def differences(self, images: Tensor, z: Tensor) -> list[Tensor]:
-        """Return soft directions less those of the reconstruction that match, (N, C_l, h_l, w_l) for each level."""
-        tau = self.config.tau
-        return [soft_norm(f, tau) - soft_norm(found, tau) for f, found, _ in self.matches(images, z)]
+        """Return soft directions of images less those of their reconstructions: equation (hfr-soft)."""
+        return [soft_norm(f, self.config.tau) - soft_norm(g, self.config.tau) for f, g in self.pairs(images, z)]
 
     def map_residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
         """Return D_1 ... D_K, finest first: how far images are from their reconstructions, equation (glad-residual).
@@ -280,7 +277,7 @@ class GLAD(FeatureDetector):
         [images] = description
         trace = self.reconstruct(images)
         if self.config.mode == "cosine":
-            maps = [distance for _, _, distance in self.matches(images, trace.z)]
+            maps = [cosine_distance(f, g) for f, g in self.pairs(images, trace.z)]
         else:
             maps = self.measure(self.differences(images, trace.z), trace.stop)
         return {f"D_{level}": m for level, m in enumerate(maps, 1)}
