@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+from pathlib import Path
 
 import literal_glad
 import numpy as np
@@ -12,11 +15,11 @@ import torch.nn.functional as F
 from tiny import damage, detector, digest, image_set, network, tensor, weave
 from torch import Tensor, nn
 
-from uad_core import scoring, training
+from uad_core import datasets, scoring, training
 from uad_core.diffusion import SD_UNET, Diffusion, LinearLatent, LowRank, StableDiffusion, clean, ladder, noised
 from uad_core.errors import UserError
 from uad_core.graph import as_graph
-from uad_core.methods import glad
+from uad_core.methods import create, glad, load
 from uad_core.methods.base import hold_out
 from uad_core.methods.glad import GLAD, atp_target, cosine_distance, denoise, drift_score
 from uad_core.randomness import seeded
@@ -428,3 +431,48 @@ def test_settings_of_the_authors_are_within_their_ranges() -> None:
     for rows in glad.PUBLISHED_SETTINGS.values():
         for t0, delta, t_min, steps in rows.values():
             assert 1000 > t0 > t_min >= 200 and 0 < delta < 1 and 500 <= steps <= 7000
+
+
+# --- the network that the chapter starts from ------------------------------------------------------------------------
+
+SHIPPED = Path(__file__).resolve().parents[1] / "notebooks" / "glad_jar"
+
+
+def test_the_shipped_network_begins_as_its_command_says() -> None:
+    """The first pass over the images, with the settings of the command: the same mean loss as in the file."""
+    about = json.loads((SHIPPED / "model.json").read_text("utf-8"))
+    command = json.loads((SHIPPED / "command.json").read_text("utf-8"))["command"]
+    words = command.split()
+    assert words[:3] == ["uad", "run", "glad"]
+    options = dict(zip(words[3::2], words[4::2]))
+    settings = dict([options["--set"].split("=")])
+    model = create("glad", profile=options["--profile"], seed=int(options["--seed"]), device="cpu", **settings)
+    assert about["config"] == json.loads(json.dumps(dataclasses.asdict(model.config)))
+    data = model.described(datasets.load(options["--dataset"], options["--category"], image_size=128).train)
+    learned, _ = hold_out(len(data), model.seed)
+    losses = []
+
+    class FirstPassDone(Exception):
+        pass
+
+    def first_pass(drawn) -> Tensor:
+        if sum(count for _, count in losses) == len(learned):
+            raise FirstPassDone
+        loss = GLAD.loss(model, drawn)
+        losses.append((loss.item(), len(drawn[0])))
+        return loss
+
+    model.loss = first_pass
+    with pytest.raises(FirstPassDone):
+        model.learn(data.subset(learned), checkpoint=None, progress=False)
+    mean = sum(loss * count for loss, count in losses) / len(learned)
+    assert mean == pytest.approx(about["history"][0], rel=1e-2)
+
+
+def test_the_shipped_network_is_small_and_finds_defects() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 10e6
+    model = load(SHIPPED, "cpu")
+    test = datasets.load("procedural", "jar", image_size=128).test
+    chosen = [0, 1, *np.flatnonzero(test.labels)[[0, 1, -1]]]
+    scores = model.score(test.images(chosen))
+    assert scores[2:].min() > scores[:2].max()

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from uad_core.backbones import Frozen
 from uad_core.errors import UserError
 
-__all__ = ["Diffusion", "LinearLatent", "LowRank", "StableDiffusion", "clean", "ladder", "noised", "schedule"]
+__all__ = ["Diffusion", "LinearLatent", "LowRank", "StableDiffusion", "add_low_rank", "clean", "ladder", "noised",
+           "schedule"]  # fmt: skip
 
 T = 1000  # noise levels
 PROMPT = "a photo of sks"

@@ -128,8 +128,9 @@ def test_a_change_of_text_keeps_the_outputs(small_tree):
     ("changed", "stale"),
     [
         ("uad_core/methods/hfr.py", {"01_hfr", "02_sgfr", "04_hlgfa"}),  # the later chapters compare with HFR
-        ("uad_core/plots/curves.py", {"00_data", "01_hfr", "02_sgfr", "03_rlr", "04_hlgfa"}),
+        ("uad_core/plots/curves.py", {"00_data", "01_hfr", "02_sgfr", "03_rlr", "04_hlgfa", "05_glad"}),
         ("uad_core/methods/windows.py", {"03_rlr"}),
+        ("uad_core/diffusion.py", {"05_glad"}),
         ("uad_core/cli.py", set()),
         ("uad_core/prediction.py", set()),
     ],

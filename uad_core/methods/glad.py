@@ -67,8 +67,8 @@ class GLADConfig(TrainedConfig):
         200, "noise level from which a synthetic defect is there whole; the paper's, 1000, leaves most of it out"
     )
     levels: Level = reconstruction(500, "noise levels that are learned, of 1000, which the paper learns")
-    t0: Level = reconstruction(400, "noise level at which denoising starts; the paper's is 750 for most products")
-    t_min: Level = reconstruction(200, "noise level below which a normal image starts again; the paper's is 350")
+    t0: Level = reconstruction(450, "noise level at which denoising starts; the paper's is 750 for most products")
+    t_min: Level = reconstruction(250, "noise level below which a normal image starts again; the paper's is 350")
     ladder: Count = reconstruction(10, "steps of the sampler from t0; the paper's are 25")
     delta: Size = reconstruction(0.0, "distance beyond which an image stops; 0 to place it by normal images")
     quantile: Fraction = reconstruction(0.99, "of normal images that never reach delta, where it is placed by them")
