@@ -145,9 +145,9 @@ plots.picture_grid({"image": test_images[shown], **{f"$t_0 = {t0}$": by_height[t
 
 # %%
 rows = []
-grid_of_heights = [50, 100, 150, 200, 250, 300, 350, 400, 500, 600]
+grid_of_heights = [50, 100, 200, 300, 400, 500, 600]
 for t0 in grid_of_heights:
-    change = (fixed(test_images, t0) - test_images).square().mean(1).sqrt()  # (N, H, W)
+    change = (fixed(test_images, t0, steps=6) - test_images).square().mean(1).sqrt()  # (N, H, W)
     for kind in ("good", *names):
         rows += [{"t0": t0, "kind": kind, "sound": change[i][~masks[i]].mean().item(),
                   "defect": change[i][masks[i]].mean().item() if masks[i].any() else np.nan} for i in np.flatnonzero(kinds == kind)]
@@ -433,7 +433,7 @@ print(f"variance of the components: {shares[0]:.1f}, {shares[1]:.2f}, {shares[2]
 #
 # Outside the defect $z^a = z$, and the target is the noise, as ever. Inside it is shifted: "the predicted noise in abnormal regions will inevitably deviate from the standard Gaussian distribution", as the abstract says. The *anomaly-oriented training paradigm* lets the network see such cases: half of the training images get a synthetic defect, and {eq}`glad-target` is what the network shall answer.
 #
-# One more thing is in the authors' code. The shift is large where there is little noise: at $t = 1$ the root in {eq}`glad-shifted` is above 30. So the defect is blended in by degrees, the more the more noise there is:
+# One more thing is in the authors' code. The shift is large where there is little noise; the cell below prints how large at $t = 1$. So the defect is blended in by degrees, the more the more noise there is:
 #
 # $$
 # z^s = b_t\, z^a + (1 - b_t)\, z, \qquad z^s_t = \sqrt{\bar\alpha_t}\, z^s + \sqrt{1 - \bar\alpha_t}\; \epsilon,
@@ -466,7 +466,7 @@ for name, whole in (("the paper's", 1000), ("ours", config.blend)):
 # %% [markdown]
 # ### Synthetic defects
 #
-# A mask of Perlin noise says where, a changed texture or the image's own shuffled cells say what, a random transparency says how strongly. All that is read in the authors' code, which took it from DRAEM {cite}`zavrtanik2021draem` and MemSeg; they draw textures from DTD {cite}`cimpoi2014describing`, and where that data set is absent the package draws some itself ◇. {py:mod}`uad_core.synthesis` has each part as a function.
+# A mask of Perlin noise says where, a changed texture or the image's own shuffled cells say what, a random transparency says how strongly. All that is read in the authors' code, which took it from DRAEM {cite}`zavrtanik2021draem` and MemSeg; they draw textures from DTD {cite}`cimpoi2014describing`, and where that data set is absent the package draws some itself ◇. {py:mod}`uad_core.synthesis` has each part as a function; {numref}`fig-glad-synthesis` shows them.
 
 # %%
 with seeded(SEED):
@@ -519,7 +519,7 @@ class WrongSign(GLAD):
         return noise - (abar / (1 - abar)).sqrt() * (zs - z)
 
 
-STEPS = 250  # updates of each of the small networks of this page
+STEPS = 400  # updates of each of the small networks of this page
 
 
 def short(kind=GLAD, **settings):
@@ -541,7 +541,7 @@ networks = {"plus": short(), "minus": short(WrongSign)}
 # \kappa = \frac{\langle f - z,\; z^a - z \rangle}{\| z^a - z \|_2^2} .
 # $$ (glad-share)
 #
-# It is 0 where the defect is gone, 1 where it is as it was, 2 where it has doubled.
+# It is 0 where the defect is gone, 1 where it is as it was, 2 where it has doubled. The table has it for several levels, {numref}`fig-glad-signs` the pictures for one.
 
 # %%
 with seeded(SEED + 1):
@@ -657,7 +657,7 @@ holds((kappa.loc["plus"] < 0.9).all(), (kappa.loc["minus"] > 1.05).all())
 # %% [markdown]
 # ### Curves of distance
 #
-# Here are the curves $s_t$ of some test images and of the normal images that were held out, without any stopping, and the threshold that these set.
+# {numref}`fig-glad-curves` shows the curves $s_t$ of some test images and of the normal images that were held out, without any stopping, and the threshold that these set.
 
 # %%
 @torch.no_grad()
@@ -675,7 +675,7 @@ with torch.no_grad():
 stops = torch.cat([trace.stop for trace in traces]).cpu().numpy()
 rebuilt = diffusion.decode(torch.cat([trace.z for trace in traces])).detach().cpu()
 
-# %% mystnb={"figure": {"caption": "Distance between the reconstruction's way and the input, level by level, from the right to the left. Grey: held-out normal images. Lines: one test image of each kind, with a ring where it stops. Dashed: the threshold; dotted: the level below which an image is made to stop.", "name": "fig-glad-curves"}, "image": {"alt": "Distance over noise level. Grey curves of normal images stay below a dashed line until a dotted vertical line. The broken rim crosses the dashed line soonest, smaller defects later."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Distance between the reconstruction's way and the input, level by level, downwards from left to right. Grey: held-out normal images. Lines: one test image of each kind, with a ring where it stops. Dashed: the threshold; dotted: the level below which an image is made to stop.", "name": "fig-glad-curves"}, "image": {"alt": "Distance over noise level. Grey curves of normal images stay below a dashed line until a dotted vertical line. The broken rim crosses the dashed line soonest, smaller defects later."}} tags=["hide-input"]
 sheet = plots.figure(3.6)
 axes = sheet.subplots()
 levels = detector.ladder
@@ -686,7 +686,7 @@ for kind, mark in zip(titles, ("x-", "o-", "s-", "D-", "^-", "v-", "P-")):
     axes.plot(levels[place], curves[place, first[kind]], "o", markersize=11, markerfacecolor="none", color=line.get_color())
 axes.axhline(detector.delta.item(), color="black", linestyle="--", linewidth=1)
 axes.axvline(config.t_min, color="black", linestyle=":", linewidth=1)
-axes.set(xlabel="noise level $t$ (the way goes to the left)", ylabel="distance $s_t$")
+axes.set(xlabel="noise level $t$ (the way goes to the right)", ylabel="distance $s_t$")
 axes.invert_xaxis()
 axes.legend(fontsize=8, ncols=2)
 sheet
@@ -694,7 +694,7 @@ sheet
 # %% [markdown]
 # ### Steps by the size of the defect
 #
-# The paper's Figure 4 shows that large defects get many steps and small ones few. Here is the same for all test images: the level at which each one stopped, against the share of its pixels that are defect.
+# The paper's Figure 4 shows that large defects get many steps and small ones few. {numref}`fig-glad-steps` has all test images: the level at which each one stopped, against the share of its pixels that are defect.
 
 # %% mystnb={"figure": {"caption": "The level at which a test image stopped, against the size of its defect. Normal images stand at the left.", "name": "fig-glad-steps"}, "image": {"alt": "Scatter of stopping level against defect size on a logarithmic axis. Large defects stop at high levels; normal images and small defects at the lowest."}} tags=["hide-input"]
 sizes = masks.float().mean((1, 2)).numpy()
@@ -716,7 +716,7 @@ print(f"normal images that were stopped by the threshold: {(stops[~bad] >= confi
 # %% [markdown]
 # ### Step by step
 #
-# And what the way looks like from inside: for two defects, the two estimates $x^a_t$ and $\hat x_t$ at each level, and the distance between them.
+# {numref}`fig-glad-way` shows what the way looks like from inside: for two defects, the two estimates $x^a_t$ and $\hat x_t$ at each level, and the distance between them.
 
 # %%
 def way(image):
@@ -733,7 +733,7 @@ def way(image):
         at = noised(x, eps, then)
     return found
 
-
+# %%
 chosen = [first[name] for name in names[:2]]
 with torch.no_grad():
     ways = [way(test_images[i : i + 1]) for i in chosen]
@@ -782,6 +782,8 @@ plots.picture_grid(pictures, [f"$t = {t}$" for t in detector.ladder])
 # :lineno-match:
 # :caption: The difference in equation {eq}`glad-residual`
 # ```
+
+# The loss of the shipped network is in {numref}`fig-glad-loss`, its residuals in {numref}`fig-glad-panel`. {numref}`fig-glad-sharp` holds image and reconstruction side by side.
 
 # %%
 fit = detector.history
@@ -835,7 +837,7 @@ def variant(model, **settings):
         other.eval().calibrate(other.described(datasets.as_images(held_out)))
     return other
 
-
+# %%
 @torch.no_grad()
 def judged(model, images=test_images):
     """Metrics of a detector by both kinds of distances, from one reconstruction of each image."""
@@ -853,7 +855,7 @@ def judged(model, images=test_images):
         found |= {(name, "image AUROC"): numbers["image_auroc"], (name, "pixel AP"): numbers["pixel_ap"]}
     return found
 
-
+# %%
 plain = short(atp=False)
 PARTS = {
     "baseline": (plain, dict(ads=False, saff=False)), "+ ADS": (plain, dict(saff=False)),
