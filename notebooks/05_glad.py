@@ -197,9 +197,9 @@ def arrow(points, text="", at=(0, 0), anchor="start"):
 
 # %% tags=["hide-input"]
 boxes = [
-    box(20, 10, 120, "image I", "input"), box(20, 76, 120, "encode", frozen=True), box(20, 142, 120, "input z^a", "input"),
+    box(20, 10, 120, "image I", "input"), box(20, 76, 120, "encode", frozen=True), box(20, 142, 120, "input zᵃ", "input"),
     box(200, 142, 140, "way ẑ_t", "way"), box(385, 142, 135, "network ε_θ", "learned"),
-    box(20, 226, 150, "estimate x^a_t", "input"), box(200, 226, 140, "estimate x̂_t", "way"),
+    box(20, 226, 150, "estimate xᵃ_t", "input"), box(200, 226, 140, "estimate x̂_t", "way"),
     box(20, 296, 320, "decode, frozen network", frozen=True), box(20, 362, 320, "distances D_t, and their score s_t", "verdict"),
     box(385, 362, 135, "s_t > δ ?", "verdict"), box(385, 268, 135, "fuse (SAFF)"),
     box(200, 450, 140, "reconstruction Î", "way"), box(20, 450, 140, "map A", "verdict"),
@@ -208,7 +208,7 @@ arrows = [
     arrow("80,44 80,74"), arrow("80,110 80,140"), arrow("140,159 198,159", "+ noise", (146, 150)), arrow("340,159 383,159"),
     arrow("452,176 452,206 270,206 270,224", "ε̂", (458, 200)), arrow("270,206 110,206 110,224"), arrow("60,176 60,224"),
     arrow("95,260 95,294"), arrow("270,260 270,294"), arrow("180,330 180,360"), arrow("340,379 383,379"),
-    arrow("452,362 452,304", "once: yes", (458, 340)), arrow("385,285 362,285 362,120 290,120 290,140", "next, lower t", (300, 112)),
+    arrow("452,362 452,304", "once: yes, else skip", (458, 340)), arrow("385,285 362,285 362,120 290,120 290,140", "next, lower t", (300, 112)),
     arrow("452,396 452,467 342,467", "after the last t", (458, 430)), arrow("200,467 162,467"),
     arrow("20,27 8,27 8,467 18,467"),
 ]
@@ -220,7 +220,7 @@ DESCRIPTION = (
     "threshold, the two are fused; then the way goes on to the next lower level. At its end stands the reconstruction, which is compared with the image."
 )
 head = '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="6" refY="3.5" orient="auto"><path d="M0,0 L7,3.5 L0,7 Z" fill="currentColor"/></marker></defs>'
-frame = 'viewBox="0 0 580 500" style="width:100%;max-width:600px;color:inherit" font-family="sans-serif" font-size="14.5"'
+frame = 'viewBox="0 0 620 500" style="width:100%;max-width:600px;color:inherit" font-family="sans-serif" font-size="14.5"'
 HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(boxes + arrows)}</svg>')
 
 # %% [markdown]
@@ -624,7 +624,7 @@ holds((kappa.loc["plus"] < 0.9).all(), (kappa.loc["minus"] > 1.05).all())
 # * $s_t > \delta$, the image stops at this $t$: it is fused with its input (the next section), and never looked at again;
 # * else, if $t < t_{min}$, it is made to stop: nothing was wrong with it, and it starts again *from the input*, $\hat x_t := x^a_t$. That is the least denoising that an image gets.
 #
-# From there on everything goes down as in {eq}`glad-ddim`. A large defect makes the way drift early, high on the ladder, and is given all the steps below; a small one drifts late. $\delta$ is the only knob; the paper's authors choose it for each product on the test images, between 0.10 and 0.50, and with it $t_0$. We hold out one normal image in eight, run the loop without a threshold, and place $\delta$ so that 99 % of them never reach it before $t_{min}$ ◇: no defect is needed for that.
+# From there on everything goes down as in {eq}`glad-ddim`. A large defect makes the way drift early, high on the ladder, and is given all the steps below; a small one drifts late. $\delta$ is the only knob; the paper's authors choose it for each product on the test images, between 0.10 and 0.50, and with it $t_0$. We hold out one normal image in eight, run the loop without a threshold, and place $\delta$ by the largest $s_t$ of each before $t_{min}$, so that 95 % of normal images never reach it; with few of them it is a prediction limit, as for the verdict's threshold ◇. No defect is needed for that.
 #
 # ```{literalinclude} ../uad_core/methods/glad.py
 # :pyobject: denoise

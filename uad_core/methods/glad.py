@@ -71,7 +71,9 @@ class GLADConfig(TrainedConfig):
     t_min: Level = reconstruction(250, "noise level below which a normal image starts again; the paper's is 350")
     ladder: Count = reconstruction(10, "steps of the sampler from t0; the paper's are 25")
     delta: Size = reconstruction(0.0, "distance beyond which an image stops; 0 to place it by normal images")
-    quantile: Fraction = reconstruction(0.99, "of normal images that never reach delta, where it is placed by them")
+    quantile: Annotated[float, Field(ge=0.5, lt=1)] = reconstruction(
+        0.95, "share of normal images that never reach delta, where it is placed by them"
+    )
     mode: Literal["normal", "cosine"] = reconstruction(
         "normal", "residual: soft directions in units of normal differences; or the paper's cosine distance"
     )
@@ -304,7 +306,8 @@ class GLAD(FeatureDetector):
             never = [NEVER] * len(self.ladder)
             watched = [self.reconstruct(x, never, watch=True).scores for [x] in normal.in_order(self.device)]
             usable = torch.tensor([t >= c.t_min for t in self.ladder])
-            self.delta.copy_(torch.cat(watched, 1)[usable].amax(0).quantile(c.quantile, interpolation="higher"))
+            peaks = torch.cat(watched, 1)[usable].amax(0)  # (N,)
+            self.delta.copy_(scoring.normal_threshold(peaks, 1 - c.quantile).nan_to_num(NEVER))
         if c.mode == "normal":
             for place, t in enumerate(self.stops):
                 # Made to stop at t: by a threshold below every distance, or by t_min.
