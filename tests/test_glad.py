@@ -293,10 +293,10 @@ def small_diffusion(rank: int = 0) -> StableDiffusion:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_stable_diffusion_is_trained_and_sampled(rank: int) -> None:
-    model = detector("glad", network(), 64, **(SMALL | dict(steps=1, ladder=2, batch_size=2)))
+    model = detector("glad", network(), 64, **(SMALL | dict(steps=1, ladder=3, batch_size=2)))
     model.diffusion = small_diffusion(rank)
     held = digest(model.diffusion.vae)
-    model.fit(image_set(weave(4)), progress=False)
+    model.fit(image_set(weave(12)), progress=False)
     assert len(model.history) == 1 and np.isfinite(model.history).all() and model.delta.isfinite()
     assert digest(model.diffusion.vae) == held
     maps = model.anomaly_map(tensor(damage(weave(2))[0]))
