@@ -507,7 +507,7 @@ for name, sign in (("plus", 1), ("minus", -1)):
           f"to 2 z^s - z {(found - (2 * zs - z)).abs().max() < 1e-9 and 'none' or 'large'}")
 
 # %% [markdown]
-# And what does it do to a network? (The next cell takes the longest on this page.) Here are two small ones, trained alike for a minute each, one with either sign, and beside them one after its first update.
+# And what does it do to a network? (The next cell takes the longest on this page.) Here are two small ones, trained alike for a short time, one with either sign, and beside them one after its first update.
 
 # %%
 class WrongSign(GLAD):
@@ -580,7 +580,7 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # %% [markdown]
 # The linear guess alone, which is all that a network has after one update, weakens a defect somewhat: the more noise, the less is believed. With the right sign the network then learns to take defects away. With the wrong one it removes nothing beyond the linear guess; to *double* a defect, which is what it is asked for, takes answers far beyond anything normal, and our network, whose gate can only close, does not get there in so short a time. That is enough to lose what the training is for.
 #
-# A user's training with the public code, as reported in 2026, got worse with training on one product and ended at an image AUROC of 85.4 % where the paper has 97.5 %. Whether the sign was the reason is not known; this table shows that it would be reason enough.
+# Somebody's training with the public code, reported in 2026, got worse the longer it trained on one product, and ended far below the paper's figure (`uad table glad` has both). Whether the sign was the reason is not known.
 
 # %% [markdown]
 # (glad-ads)=
@@ -784,7 +784,7 @@ plots.picture_grid(pictures, [f"$t = {t}$" for t in detector.ladder])
 # :lineno-match:
 # :caption: The difference in equation {eq}`glad-residual`
 # ```
-
+#
 # The loss of the shipped network is in {numref}`fig-glad-loss`, its residuals in {numref}`fig-glad-panel`. {numref}`fig-glad-sharp` holds image and reconstruction side by side.
 
 # %%
@@ -868,7 +868,7 @@ ablation = pd.DataFrame({name: judged(variant(model, **settings)) for name, (mod
 (100 * ablation).style.format("{:.1f}")
 
 # %% [markdown]
-# The paper's order, in which each part adds something, does not come out here. By the paper's distances ADS raises the image AUROC with either network: where a network has learned so little, these distances mostly judge the noise that it leaves on sound parts, and fewer steps leave less. By ours, which know what a reconstruction from each level does to normal images, plain denoising from one height is as good or better; adaptive steps divide the few held-out images among more levels, and SAFF keeps half of the input where it stops, and with it half of the defect. These are one product, one seed and networks of less than a minute: differences of a few points are within what another seed changes.
+# The paper's order, in which each part adds something, does not come out here. By the paper's distances ADS raises the image AUROC with either network: where a network has learned so little, these distances mostly judge the noise that it leaves on sound parts, and fewer steps leave less. By ours, which know what a reconstruction from each level does to normal images, plain denoising from one height is as good or better; adaptive steps divide the few held-out images among more levels, and SAFF keeps half of the input where it stops, and with it half of the defect. These are one product, one seed and networks of a short training: differences of a few points are within what another seed changes.
 
 # %% tags=["hide-input"]
 by_paper, by_ours = ablation[("paper's", "image AUROC")], ablation[("ours", "image AUROC")]

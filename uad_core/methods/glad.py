@@ -68,7 +68,9 @@ class GLADConfig(TrainedConfig):
     )
     levels: Level = reconstruction(500, "noise levels that are learned, of 1000, which the paper learns")
     t0: Level = reconstruction(450, "noise level at which denoising starts; the paper's is 750 for most products")
-    t_min: Level = reconstruction(250, "noise level below which a normal image starts again; the paper's is 350")
+    t_min: Annotated[int, Field(ge=2, le=T)] = reconstruction(
+        250, "noise level below which a normal image starts again; the paper's is 350"
+    )
     ladder: Count = reconstruction(10, "steps of the sampler from t0; the paper's are 25")
     delta: Size = reconstruction(0.0, "distance beyond which an image stops; 0 to place it by normal images")
     quantile: Annotated[float, Field(ge=0.5, lt=1)] = reconstruction(
