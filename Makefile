@@ -36,7 +36,7 @@ $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no interpreter $(PYTHON): choose one with \`make PYTHON=python3.12 ...\`" >&2; exit 1; }
 	@$(PYTHON) tools/check_python.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[book,test,export]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[book,test,export,glad]"
 	@touch $@
 
 book: $(READY)
@@ -57,7 +57,7 @@ test-oldest: $(OLDEST)/.ready
 
 $(OLDEST)/.ready: pyproject.toml oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(abspath $(OLDEST))/bin/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c oldest.txt -e ".[test]"
+	$(abspath $(OLDEST))/bin/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c oldest.txt -e ".[test,glad]"
 	@touch $@
 
 notebooks: $(READY)

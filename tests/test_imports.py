@@ -14,7 +14,8 @@ PACKAGE = Path(uad_core.__file__).parent
 ORDER = [
     ["errors", "files", "sources", "randomness"],
     ["datasets"],
-    ["augmentation", "backbones", "scoring", "training"],
+    ["augmentation", "backbones", "scoring", "synthesis", "training"],
+    ["diffusion"],
     ["features"],
     ["methods"],
     ["metrics", "promise"],

@@ -86,7 +86,7 @@ def found(project, tmp_path_factory) -> dict:
 
 
 def test_registry_list_and_papers_take_up_a_new_method(found) -> None:
-    assert found["methods"] == ["hfr", "sgfr", "rlr", "hlgfa", "toy", "knn", "pixel_ae"]
+    assert found["methods"] == ["hfr", "sgfr", "rlr", "hlgfa", "toy", "glad", "knn", "pixel_ae"]
     assert "  toy       The distance of every feature to the mean normal one.\n" in found["list"]
     assert found["papers"]["toy"] == "arXiv 0000.00000" and list(found["papers"])[4] == "toy"
 

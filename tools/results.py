@@ -6,7 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
-from uad_core import papers, tables
+from uad_core import tables
 from uad_core.files import replacing
 from uad_core.methods import METHODS
 
@@ -34,12 +34,7 @@ def methods_table() -> str:
             badge = f"[Colab](https://colab.research.google.com/github/{slug}/blob/main/{file})"
             paper = f"[arXiv:{p.arxiv}](https://arxiv.org/abs/{p.arxiv})"
             rows.append((name.upper(), paper, p.reconstructs, p.source, p.means, f"[chapter]({file})", badge))
-    coming = " and ".join(
-        f"{name.upper()} ([arXiv:{arxiv}](https://arxiv.org/abs/{arxiv}))"
-        for name, arxiv in papers.IN_PREPARATION.items() if name not in METHODS
-    )  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, *(["", f"In preparation: {coming}."] if coming else [])])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main(path: Path = ROOT / "README.md") -> None:

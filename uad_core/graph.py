@@ -110,7 +110,14 @@ class _RLR(Graph):
         return super().scores(scoring.gaussian_blur(maps, self.detector.config.sigma))
 
 
-ADAPTERS: dict[str, type[Graph]] = {"sgfr": _SGFR, "knn": _NearestNeighbour, "rlr": _RLR}
+class _GLAD(Graph):
+    """GLAD has none: how many steps an image takes depends on the image."""
+
+    def __init__(self, detector: Detector):
+        raise UserError("each image takes as many denoising steps as it needs, which no fixed graph can")
+
+
+ADAPTERS: dict[str, type[Graph]] = {"sgfr": _SGFR, "knn": _NearestNeighbour, "rlr": _RLR, "glad": _GLAD}
 
 
 def as_graph(detector: Detector) -> Graph:

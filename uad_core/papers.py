@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from uad_core.methods import METHODS
 
-__all__ = ["ABLATIONS", "IN_PREPARATION", "MARKS", "NOT_PUBLISHED", "PAPERS", "PUBLISHED", "Published", "peers",
+__all__ = ["ABLATIONS", "MARKS", "NOT_PUBLISHED", "PAPERS", "PUBLISHED", "Published", "peers",
            "published"]
 
 MARKS = {
@@ -25,13 +25,7 @@ MARKS = {
 
 NOT_PUBLISHED = "not published in what we could read"
 
-IN_PREPARATION = {"glad": "2406.07487"}
-"""Papers of the book whose method is not written yet: their numbers on arXiv."""
-
-PAPERS = {
-    **{name: f"arXiv {kind.paper.arxiv}" for name, kind in METHODS.items() if kind.paper},
-    **{name: f"arXiv {arxiv}" for name, arxiv in IN_PREPARATION.items()},
-}
+PAPERS = {name: f"arXiv {kind.paper.arxiv}" for name, kind in METHODS.items() if kind.paper}
 """The papers of the book, by the names of their methods: each class says which is its own."""
 
 

@@ -42,7 +42,7 @@ def test_conda_asks_for_what_pip_asks_for(repository, project):
     conda = yaml.safe_load(read(repository, "environment.yml"))["dependencies"]
     extras = project["optional-dependencies"]
     listed = next(entry["pip"] for entry in conda if isinstance(entry, dict))
-    chosen = [requirement for name in ("book", "test", "export") for requirement in extras[name]]
+    chosen = [requirement for name in ("book", "test", "export", "glad") for requirement in extras[name]]
     assert set(listed) == {*project["dependencies"], *chosen, "--editable ."}
     assert len(listed) == len(set(listed))
     assert f"python{project['requires-python']}" in conda
