@@ -132,7 +132,7 @@ def test_a_change_of_text_keeps_the_outputs(small_tree):
         ("uad_core/plots/curves.py", set(NAMES)),
         ("uad_core/methods/windows.py", {"03_rlr"}),
         ("uad_core/probing.py", {"f2_frozen_features"}),
-         ("uad_core/diffusion.py", {"05_glad"}),
+        ("uad_core/diffusion.py", {"05_glad"}),
         ("uad_core/cli.py", set()),
         ("uad_core/prediction.py", set()),
     ],
