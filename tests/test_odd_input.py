@@ -400,10 +400,11 @@ def test_files_are_hashed_only_where_size_and_middle_agree_and_once(sound: Path,
     assert sorted(hashed) == sorted(found.train.paths + found.test.paths)
 
 
-def test_copies_among_training_images_are_counted(sound: Path) -> None:
+def test_copies_among_training_images_are_named(sound: Path) -> None:
     names = sorted((sound / "train/good").iterdir())
     shutil.copy(names[0], names[0].with_name("copy.png"))
-    said = f"^data/part: 1 training images are copies of others, {len(names)} are distinct: remove the copies"
+    said = f"^data/part: 1 training images are copies of others, {len(names)} are distinct: remove the copies, "
+    said += rf".*: train/good/copy.png = train/good/{names[0].name}$"
     with pytest.warns(DataWarning, match=said):
         load(sound)
 

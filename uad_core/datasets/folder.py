@@ -101,19 +101,23 @@ def as_category(train: ImageSet, test: ImageSet, protocol: str = "inspection") -
         what = f"no {' and no '.join(missing)} test images, so no metric is defined"
         warnings.warn(f"{where}: {what}; the threshold comes from training images", DataWarning, stacklevel=3)
     twins = _twins(train, test)
-    copies = sum(len(learned[1:]) for learned, _, _ in twins)
+    copies = [(path, learned[0]) for learned, _, _ in twins for path in learned[1:]]
     if copies:
-        what = f"{copies} training images are copies of others, {len(train) - copies} are distinct"
+        what = f"{len(copies)} training images are copies of others, {len(train) - len(copies)} are distinct"
         remedy = "remove the copies, or calibration is too sure of itself"
-        warnings.warn(f"{where}: {what}: {remedy}", DataWarning, stacklevel=3)
+        warnings.warn(f"{where}: {what}: {remedy}: {_listed(copies)}", DataWarning, stacklevel=3)
     for pairs, what in (
         ([(path, a[0]) for a, b, c in twins if a for path in b + c], "test images are also train images"),
         ([(path, b[0]) for _, b, c in twins if b for path in c], "anomalous test images are also good ones"),
     ):
         if pairs:
-            listed = [f"{shown(a)} = {shown(b)}" for a, b in sorted(pairs)[:LISTED]] + ["..."] * (len(pairs) > LISTED)
-            warnings.warn(f"{where}: {len(pairs)} {what}: {'; '.join(listed)}", DataWarning, stacklevel=3)
+            warnings.warn(f"{where}: {len(pairs)} {what}: {_listed(pairs)}", DataWarning, stacklevel=3)
     return Category(test.dataset, test.category, train, test, protocol)
+
+
+def _listed(pairs: list[tuple[str, str]]) -> str:
+    """Name pairs of equal files, the first of them where there are many."""
+    return "; ".join([f"{shown(a)} = {shown(b)}" for a, b in sorted(pairs)[:LISTED]] + ["..."] * (len(pairs) > LISTED))
 
 
 def no_category(folder: Path) -> UserError:
