@@ -23,7 +23,7 @@ ORDER = [
     ["report"],
     ["prediction"],
     ["export"],
-    ["render"],
+    ["render", "alarms"],
     ["tables"],
     ["listing", "notebooks", "bookbuild"],
     ["cli"],

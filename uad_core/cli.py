@@ -170,7 +170,7 @@ def export(
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, products, bank, cost.")],
+    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, products, bank, cost, alarms.")],
     format_: Annotated[str, typer.Option("--format", help="text, md, latex, html or csv")] = "text",
     ledger: Annotated[Path | None, typer.Option(help="Folder of results; else the book's own.")] = None,
     add: Annotated[Path | None, typer.Option(help="First add the runs below this folder to the ledger.")] = None,
