@@ -73,10 +73,11 @@ def test_a_run_prints_its_metrics_in_percent(things, tmp_path) -> None:
 def test_good_parts_alone_are_enough_and_what_is_missing_is_said(tmp_path) -> None:
     write(tmp_path / "tree/mine/train/good", weave(20))
     ran = uad(*run(tmp_path / "tree", tmp_path / "out", category="mine"))
-    lines = ran.out.splitlines()
-    assert ran.status == 0 and lines[1].split() == ["mine", *["-"] * 7]
-    assert lines[3].startswith("Threshold") and "from 2 held-out normal images: at most 2.0% false alarms" in lines[3]
-    assert lines[4].startswith("No image_auroc, image_ap") and len(lines) == 5
+    cost, said = ran.out.splitlines()
+    assert ran.status == 0 and cost.startswith("fit ") and f"kept in {tmp_path / 'out'}" in cost
+    assert said.startswith("No image_auroc, image_ap, ") and "they take normal and defective test images" in said
+    assert "; promised instead: Threshold" in said and "from 2 held-out normal images: 2.0% false alarms" in said
+    assert len(ran.err.splitlines()) == 1 and "no normal and no defective test images" in ran.err
 
 
 def test_json_is_the_result_and_nothing_else(things, tmp_path) -> None:

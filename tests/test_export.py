@@ -24,6 +24,8 @@ METHODS = {
     "sgfr": dict(atoms=32, candidates=500),
     "sgfr position": dict(reading="position", images=6, reference=4, image_size=72),  # maps of 18, 9 and 5 places
     "knn": dict(bank=50),
+    "hlgfa": dict(steps=2),
+    "hlgfa direction": dict(steps=2, mode="cos", image_size=72),  # levels of 18, 9 and 5 places
     "rlr": dict(width=8, layers=1, heads=2, epochs=1, standardise=True),
     "pixel_ae": dict(width=4, stages=4, epochs=1, sigma=1.0),
 }

@@ -24,7 +24,7 @@ ORDER = [
     ["report"],
     ["prediction"],
     ["export"],
-    ["render"],
+    ["render", "alarms"],
     ["tables"],
     ["listing", "notebooks", "bookbuild"],
     ["cli"],

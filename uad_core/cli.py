@@ -170,7 +170,7 @@ def export(
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, products, bank, cost.")],
+    name: Annotated[str, typer.Argument(help="A method, or: one-class, compare, products, bank, cost, alarms.")],
     format_: Annotated[str, typer.Option("--format", help="text, md, latex, html or csv")] = "text",
     ledger: Annotated[Path | None, typer.Option(help="Folder of results; else the book's own.")] = None,
     add: Annotated[Path | None, typer.Option(help="First add the runs below this folder to the ledger.")] = None,
@@ -231,7 +231,16 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 
 def _summary(result: dict[str, Any], out: Path) -> str:
-    """Return the metrics of a run as a small table, in percent."""
+    """Return the metrics of a run as a small table, in percent, its cost, and what is promised."""
+    cost = result["cost"]
+    kept = f"fit {cost['fit_s']:.0f} s, prediction {cost['predict_ms_per_image']:.0f} ms per image; kept in {out}"
+    return "\n".join([*_metrics(result), kept, *_promised(result)])
+
+
+def _metrics(result: dict[str, Any]) -> list[str]:
+    """Return a line for each category, below the names; none where nothing could be measured."""
+    if not any(value is not None for value in result["metrics"].values()):
+        return []
     last = "mean" if "per_category" in result else result["category"]
     rows = {**result.get("per_category", {}), last: result["metrics"]}
     names = list(result["metrics"])
@@ -240,28 +249,28 @@ def _summary(result: dict[str, Any], out: Path) -> str:
     for row, metrics in rows.items():
         cells = ("-" if metrics[name] is None else f"{100 * metrics[name]:.2f}" for name in names)
         lines.append(f"{row:{width}s}" + "".join(f"{cell:>14s}" for cell in cells))
-    cost = result["cost"]
-    lines.append(
-        f"fit {cost['fit_s']:.0f} s, prediction {cost['predict_ms_per_image']:.0f} ms per image; kept in {out}"
-    )
-    return "\n".join([*lines, *_promised(result)])
+    return lines
 
 
 def _promised(result: dict[str, Any]) -> list[str]:
-    """Say which false alarms are promised, which were seen, and which metrics could not be had for want of images."""
+    """Say what could not be measured, which false alarms are promised, and which were seen."""
     from uad_core.promise import promise
 
-    verdict, rate, lines = result["verdict"], result["config"]["false_alarms"], []
-    if "per_category" not in result or result.get("joint"):
-        lines.append(promise(verdict["threshold"], rate, verdict["held_out"]))
+    verdict, rate = result["verdict"], result["config"]["false_alarms"]
+    one_model = "per_category" not in result or result.get("joint")
+    promised = promise(verdict["threshold"], rate, verdict["held_out"]) if one_model else ""
+    missing = [name for name, value in result["metrics"].items() if value is None]
+    lines = [promised] if promised else []
+    if len(missing) == len(result["metrics"]):
+        instead = f"; promised instead: {promised}" if promised else ""
+        lines = [f"No {', '.join(missing)}: they take normal and defective test images{instead}"]
+    elif missing:
+        lines.append(f"No {', '.join(missing)}: they take masks of the defects.")
     if verdict["false_alarms"] is not None and verdict["normal_test_images"]:
         lines.append(
             f"False alarms: {verdict['false_alarms']} of {verdict['normal_test_images']} normal test images "
             f"({rate:.1%} promised)."
         )
-    missing = [name for name, value in result["metrics"].items() if value is None]
-    if missing:
-        lines.append(f"No {', '.join(missing)}: they take normal and defective test images, and masks for pixels.")
     return lines
 
 

@@ -23,7 +23,7 @@ from uad_core.methods import METHODS
 from uad_core.metrics import METRICS
 from uad_core.sources import code_version
 
-__all__ = ["COSTS", "METRICS", "Result", "add", "collect", "default_folder", "file_name", "outdated", "read"]
+__all__ = ["COSTS", "METRICS", "Result", "add", "collect", "default_folder", "file_name", "load", "outdated", "read"]
 
 COSTS = (
     "fit_s",
@@ -150,7 +150,8 @@ def add(result: Mapping[str, Any], folder: Path | None = None) -> Path:
 def collect(runs: Path, folder: Path | None = None) -> list[Path]:
     """Add every `result.json` at or below `runs` (the `--out` of earlier runs) to the ledger.
 
-    A run of several categories is one entry: the results of its categories, which lie below its own, are in it.
+    A run of several categories is one entry: the results of its categories, which lie below its own, are in it, and
+    their verdicts under `verdicts`.
 
     Raises:
         UserError: there is none, or one is damaged; the sound ones before it have been added.
@@ -158,7 +159,16 @@ def collect(runs: Path, folder: Path | None = None) -> list[Path]:
     found = {path.parent: path for path in sorted(Path(runs).rglob("result.json"))}
     if not found:
         raise UserError(f"no result.json in {runs}: give the folder that `uad run` wrote with --out")
-    return [add(_load(path), folder) for place, path in found.items() if found.keys().isdisjoint(place.parents)]
+    whole = [path for place, path in found.items() if found.keys().isdisjoint(place.parents)]
+    return [add(_with_verdicts(_load(path), path.parent), folder) for path in whole]
+
+
+def _with_verdicts(result: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Add to a run of several models, each with a threshold of its own, what each promised and what was seen."""
+    parts = {name: place / name / "result.json" for name in result.get("per_category", {})}
+    if not parts or result.get("joint") or not all(path.is_file() for path in parts.values()):
+        return result
+    return result | {"verdicts": {name: _load(path).get("verdict") for name, path in parts.items()}}
 
 
 def read(folder: Path | None = None) -> pd.DataFrame:
@@ -179,6 +189,11 @@ def read(folder: Path | None = None) -> pd.DataFrame:
     rows = [row for path in sorted(folder.glob("*.json")) for row in _rows(path.name, _load(path))]
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     return frame.astype({name: float for name in (*METRICS, *COSTS)})
+
+
+def load(file: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return a run as it is kept, by the name of its file in the ledger."""
+    return _load((_readable_folder() if folder is None else Path(folder)) / file)
 
 
 def outdated(folder: Path | None = None) -> pd.DataFrame:

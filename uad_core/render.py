@@ -67,6 +67,8 @@ def notes(numbers: pd.DataFrame) -> list[str]:
         lines.append("mean of k: over the k categories that were run, not over all that the data set has.")
     if "code" in numbers and numbers["code"].fillna("").any():
         lines.append("code: tells apart what other code or another configuration made; `uad ledger` lists old ones.")
+    if "at_most" in numbers:
+        lines.append("Sums over seeds; all k: over k models of a run. Intervals take all images for independent.")
     lines += [f"{label}: {members.replace('; ', ', ')}." for members, label in _shared(numbers).items()]
     return lines
 
@@ -91,12 +93,13 @@ def _describe(cells: pd.DataFrame, numbers: pd.DataFrame) -> None:
 
 def _shared(numbers: pd.DataFrame) -> dict[str, str]:
     """Each set of categories that one model serves -> what the cells call it; sets of the same size get letters."""
-    sets = [members for members in numbers["members"].dropna().unique() if members]
-    sizes = [members.count("; ") + 1 for members in sets]
+    members = numbers["members"] if "members" in numbers else pd.Series([], dtype=str)
+    sets = [names for names in members.dropna().unique() if names]
+    sizes = [names.count("; ") + 1 for names in sets]
     labels = {}
-    for i, (members, size) in enumerate(zip(sets, sizes, strict=True)):
+    for i, (names, size) in enumerate(zip(sets, sizes, strict=True)):
         letter = f" ({ascii_lowercase[sizes[:i].count(size) % 26]})" if sizes.count(size) > 1 else ""
-        labels[members] = f"one model for {size}{letter}"
+        labels[names] = f"one model for {size}{letter}"
     return labels
 
 

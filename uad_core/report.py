@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -18,7 +19,7 @@ import torch
 
 from uad_core import methods, plots, scoring, webpage
 from uad_core.cost import environment
-from uad_core.datasets.base import ImageSet
+from uad_core.datasets.base import DataWarning, ImageSet
 from uad_core.datasets.joined import joined
 from uad_core.datasets.selection import select
 from uad_core.errors import UserError
@@ -84,7 +85,9 @@ def of_run(experiment: Experiment, out: Path) -> list[Path]:
 
 def _write(experiment: Experiment, place: Path, members: list) -> Path:
     detector = methods.load(place / "model", experiment.device)
-    tests = joined([experiment.data(member, detector.image_size).test for member in members])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the run has said them
+        tests = joined([experiment.data(member, detector.image_size).test for member in members])
     result = json.loads((place / "result.json").read_text(encoding="utf-8"))
     with np.load(place / "maps.npz") as kept:
         names = kept["path"].tolist()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from uad_core import ledger, papers, render
+from uad_core import alarms, ledger, papers, render
 from uad_core.datasets.catalogue import CATALOGUE
 from uad_core.errors import UserError
 from uad_core.methods import METHODS
@@ -24,6 +24,7 @@ KINDS = {
     "products": "all methods side by side on every product of the development set and of the check set",
     "bank": "SGFR and nearest neighbours: accuracy and cost against the number of stored patches",
     "cost": "time, memory and size of every run",
+    "alarms": "false alarms on good test images, observed beside promised",
 }
 """The tables besides the one of each method."""
 
@@ -68,8 +69,8 @@ def table(name: str, folder: Path | None = None, format: str = "text") -> str:
     numbers = frame(name, folder)
     if format == "csv":
         return numbers.to_csv(index=False).rstrip("\n")
-    if name == "cost":
-        cells = render.costs(numbers)
+    if name in ("cost", "alarms"):
+        cells = render.costs(numbers) if name == "cost" else alarms.cells(numbers)
     else:
         cells = render.metrics(numbers, _shown_metrics(name), _shown_costs(name))
     return render.FORMATS[format](cells, _title(name), render.notes(numbers))
@@ -97,6 +98,8 @@ def frame(name: str, folder: Path | None = None) -> pd.DataFrame:
         )
     if name == "cost":
         return _cost(runs)
+    if name == "alarms":
+        return alarms.frame(folder)
     one_model = (runs["n_categories"] == 1) | runs["joint"]
     # The time to fit several models is that of none of them; their mean is.
     times = ["fit_s", "features_s"]
@@ -159,7 +162,7 @@ def _runs_for(name: str, runs: pd.DataFrame) -> pd.DataFrame:
         return _common(runs[runs["settings"].str.fullmatch(r"(config=.*)?")])
     if name == "bank":
         return runs[runs["settings"].str.contains(r"\b(?:atoms|bank)=")]
-    return runs if name == "cost" else runs[runs["method"] == name]
+    return runs if name in ("cost", "alarms") else runs[runs["method"] == name]
 
 
 def _common(runs: pd.DataFrame) -> pd.DataFrame:
