@@ -829,13 +829,7 @@ side = tables.side_by_side("hfr", "knn")
 (100 * side).style.format("{:.1f}")
 
 # %% tags=["nbval-check-output"]
-lead = (side.xs("knn", axis=1, level=1) - side.xs("hfr", axis=1, level=1))[["image_auroc", "pixel_auroc"]]
-behind = lead[(lead > 0.01).any(axis=1)]
-print("behind the nearest neighbour by more than .01 in image or pixel AUROC on", len(behind), "of", len(lead), "products")
-for (_, dataset, category), gap in behind.iterrows():
-    print(f"  {dataset}/{category}: image AUROC {gap['image_auroc']:+.3f}, pixel AUROC {gap['pixel_auroc']:+.3f}")
-hardest = side[("image_auroc", "hfr")].nsmallest(2)
-print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, category in hardest.index))
+print(tables.where_behind(side, "hfr", "knn"))
 
 # %% [markdown]
 # The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst. On `circuit` it is missing and misplaced parts that a stored patch notices sooner: of these the deepest level knows most, and {eq}`hfr-map` gives it the smallest weight. On MTD every tile has a texture of its own, which the code does not hold (our reading ◇).

@@ -1004,13 +1004,7 @@ side = tables.side_by_side("sgfr", "knn")
 (100 * side).style.format("{:.1f}")
 
 # %% tags=["nbval-check-output"]
-lead = (side.xs("knn", axis=1, level=1) - side.xs("sgfr", axis=1, level=1))[["image_auroc", "pixel_auroc"]]
-behind = lead[(lead > 0.01).any(axis=1)]
-print("behind the nearest neighbour by more than .01 in image or pixel AUROC on", len(behind), "of", len(lead), "products")
-for (_, dataset, category), gap in behind.iterrows():
-    print(f"  {dataset}/{category}: image AUROC {gap['image_auroc']:+.3f}, pixel AUROC {gap['pixel_auroc']:+.3f}")
-hardest = side[("image_auroc", "sgfr")].nsmallest(2)
-print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, category in hardest.index))
+print(tables.where_behind(side, "sgfr", "knn"))
 
 # %% [markdown]
 # Three combined atoms out of 256 at each level stand here against the nearest of 4,096 whole patches. The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth, and the two products whose images SGFR tells apart worst. A limit of the idea shows in these: where the texture of a sound piece

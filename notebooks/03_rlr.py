@@ -798,13 +798,7 @@ beside = tables.side_by_side("rlr", "knn")
 (100 * beside).style.format("{:.1f}")
 
 # %% tags=["nbval-check-output"]
-lead = (beside.xs("knn", axis=1, level=1) - beside.xs("rlr", axis=1, level=1))[["image_auroc", "pixel_auroc"]]
-behind = lead[(lead > 0.01).any(axis=1)]
-print("behind the nearest neighbour by more than .01 in image or pixel AUROC on", len(behind), "of", len(lead), "products")
-for (_, dataset, category), gap in behind.iterrows():
-    print(f"  {dataset}/{category}: image AUROC {gap['image_auroc']:+.3f}, pixel AUROC {gap['pixel_auroc']:+.3f}")
-hardest = beside[("image_auroc", "rlr")].nsmallest(2)
-print("lowest image AUROC:", ", ".join(f"{dataset}/{category}" for _, dataset, category in hardest.index))
+print(tables.where_behind(beside, "rlr", "knn"))
 
 # %% [markdown]
 # The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth. RLR's reference has one token for each position, so it can stand for what is normally *there*; where any place may look like any other, as on recycled paper, on grain or on tiles, one token per place has to stand for all of them, and what a sound piece has of its own is missed.

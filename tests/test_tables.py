@@ -120,6 +120,11 @@ def test_methods_stand_side_by_side_where_all_were_run(book):
     assert list(side.index) == [("development", "mvtec_ad", "bottle"), ("check", "piped", "paper_fvn01")]
     assert side[("image_auroc", "hfr")].tolist() == pytest.approx([0.98, 0.6])
     assert side[("image_auroc", "knn")].tolist() == pytest.approx([0.8, 0.7])
+    lines = tables.where_behind(side, "hfr", "knn").splitlines()
+    assert lines[0] == "knn ahead by more than 0.01 in image or pixel AUROC on 1 of 2 products" and len(lines) == 3
+    assert lines[1].startswith("  piped/paper_fvn01: image AUROC +0.100, pixel AUROC ")
+    assert lines[2] == "lowest image AUROC: piped/paper_fvn01, mvtec_ad/bottle"
+    assert len(tables.where_behind(side, "hfr", "knn", margin=0.2).splitlines()) == 2
 
 
 def test_cost_table_keeps_runs_whole(book):

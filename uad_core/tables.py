@@ -16,7 +16,7 @@ from uad_core.datasets.catalogue import CATALOGUE
 from uad_core.errors import UserError
 from uad_core.methods import METHODS
 
-__all__ = ["KINDS", "SETS", "frame", "names", "side_by_side", "table"]
+__all__ = ["KINDS", "SETS", "frame", "names", "side_by_side", "table", "where_behind"]
 
 KINDS = {
     "one-class": "one class normal, all others anomalous: image AUROC of each class and the mean",
@@ -134,6 +134,20 @@ def side_by_side(*methods: str, folder: Path | None = None) -> pd.DataFrame:
     columns = [(metric, method) for metric in _shown_metrics("products") for method in methods]
     wide = wanted.pivot_table(index=keys, columns="method", values=_shown_metrics("products"))[columns].dropna()
     return wide.sort_index(level="set", ascending=False, sort_remaining=False)
+
+
+def where_behind(side: pd.DataFrame, method: str, other: str, margin: float = 0.01) -> str:
+    """Say in lines on which products `other` is ahead, and on which two `method` tells images apart worst.
+
+    side: what `side_by_side` returned for both. margin: lead in image or pixel AUROC that counts, as a fraction.
+    """
+    lead = (side.xs(other, axis=1, level=1) - side.xs(method, axis=1, level=1))[["image_auroc", "pixel_auroc"]]
+    behind = lead[(lead > margin).any(axis=1)]
+    lines = [f"{other} ahead by more than {margin} in image or pixel AUROC on {len(behind)} of {len(lead)} products"]
+    for (_, dataset, category), gap in behind.iterrows():
+        lines.append(f"  {dataset}/{category}: image AUROC {gap.iloc[0]:+.3f}, pixel AUROC {gap.iloc[1]:+.3f}")
+    hardest = side[("image_auroc", method)].nsmallest(2).index
+    return "\n".join([*lines, "lowest image AUROC: " + ", ".join("/".join(row[1:]) for row in hardest)])
 
 
 def _title(name: str) -> str:
