@@ -546,7 +546,7 @@ print("no more than one in ten normal test images is above it:", above[~data.tes
 print("at least half of the defective ones are:", above[data.test.labels].mean() >= 0.5)
 
 # %% [markdown]
-# A typical case proves little. Here are the extremes: the defective images with the lowest scores, and the normal ones with the highest.
+# Here are the extremes: the defective images with the lowest scores, and the normal ones with the highest.
 
 # %%
 order = np.argsort(scores)

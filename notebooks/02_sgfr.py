@@ -102,7 +102,7 @@ decoder.fit(small.train, progress=False)
 decoder_maps, decoder_scores = decoder.predict(small.test, progress=False)
 
 # %% [markdown]
-# An easy defect proves little, so we look at the one of each kind that HFR finds *least*, and at a good piece.
+# We look at the one of each kind that HFR finds *least*, and at a good piece.
 
 # %%
 kinds = np.array(data.test.defects)

@@ -561,7 +561,7 @@ plots.picture_grid({"image": foreign} | errors, list(classes), masks)
 # %% [markdown]
 # In {numref}`fig-rlr-shortcut` follow one column downwards. The autoencoder paints the square as it came, and so does self-attention with a residual path and without noise (the row "own neighbourhood"). The two masked networks paint over it. RLR fills the middle of the jar with brown, where the neighbour mask leaves a pale spot. The tablet is instructive: a brown square was pasted, and both put the tablet back at the square's rim and in its middle a spot with the colour of the dark mat around the tablet. That is something normal, only not the right thing. RLR's error is there all the same, smaller than for weave, grille and jar.
 #
-# {numref}`fig-rlr-errors` holds a surprise that we do not want to hide: on its own scale even the copier's square stands out, because what it fails to copy, little as it is, exceeds the next to nothing that it fails to copy elsewhere. So put numbers to it:
+# Look at the copier in {numref}`fig-rlr-errors`: on its own scale even the copier's square stands out, because what it fails to copy, little as it is, exceeds the next to nothing that it fails to copy elsewhere. So put numbers to it:
 
 # %%
 def error_in_and_out(name):
