@@ -580,7 +580,7 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # %% [markdown]
 # The linear guess alone, which is all that a network has after one update, weakens a defect somewhat: the more noise, the less is believed. With the right sign the network then learns to take defects away. With the wrong one it removes nothing beyond the linear guess; to *double* a defect, which is what it is asked for, takes answers far beyond anything normal, and our network, whose gate can only close, does not get there in so short a time. That is enough to lose what the training is for.
 #
-# Somebody's training with the public code, reported in 2026, got worse the longer it trained on one product, and ended far below the paper's figure (`uad table glad` has both). Whether the sign was the reason is not known.
+# Somebody's training with the public code, reported in 2026, got worse the longer it trained on one product, and ended far below the paper's figure ({py:mod}`uad_core.papers` holds both). Whether the sign was the reason is not known.
 
 # %% [markdown]
 # (glad-ads)=
