@@ -9,8 +9,8 @@ Three things make it keep the rest of the image. It is trained to arrive at the 
 takes the input again wherever the two still agree (SAFF). A frozen network compares image and reconstruction.
 
 Target, ladder, stop rule, fusion and cosine distance are facts, read in the authors' public code. The linear latent and
-its small network, and residuals in units of normal ones, are our reconstruction. Settings were chosen on the book's
-development set of products, one for all of them.
+its small network, and residuals in units of normal ones, are our reconstruction. Settings were chosen on three
+products of the book's development set (bottle, a paper, the drawn jar), one for all.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class GLADConfig(TrainedConfig):
     clip: Size = fact(1.0, "largest gradient norm; 0 for none")
     ema: Annotated[float, Field(ge=0, le=0.9999)] = reconstruction(0.995, "running average of the weights; 0 for none")
     accumulate: Count = reconstruction(1, "batches of an update")
-    steps: Annotated[int, Field(ge=0)] = reconstruction(2500, "updates, whatever the number of images; 0 for `epochs`")
+    epochs: Count = reconstruction(1, "passes over the training images at the least; the last one counts")
+    steps: Annotated[int, Field(ge=0)] = reconstruction(2500, "updates of the weights at the least, by further passes")
 
 
 # --- training: ATP ---------------------------------------------------------------------------------------------------
