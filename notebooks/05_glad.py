@@ -828,7 +828,7 @@ published.astype({"t0": int, "t_min": int, "steps": int}).style.format({"delta":
 # (glad-ablation)=
 # ## What each part is worth
 #
-# The paper's ablation (its Table 6, as a reader reports it) goes from plain denoising over each part alone to all of them. Here is the same on this page's product. Two networks are needed, one trained with {eq}`glad-loss` and one with {eq}`glad-ddpm`; both are the small ones of this page, so all figures are lower than those of the shipped network. Each variant is judged by the paper's distances {eq}`glad-sum` and by ours {eq}`glad-residual`.
+# The paper's ablation, as a reader reports it, goes from plain denoising over each part alone to all of them. Here is the same on this page's product. Two networks are needed, one trained with {eq}`glad-loss` and one with {eq}`glad-ddpm`; both are the small ones of this page, so all figures are lower than those of the shipped network. Each variant is judged by the paper's distances {eq}`glad-sum` and by ours {eq}`glad-residual`.
 
 # %%
 def variant(model, **settings):
