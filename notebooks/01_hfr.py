@@ -344,7 +344,7 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # :lineno-match:
 # :caption: Equation (hfr-spread) in {py:class}`uad_core.methods.spread.NormalSpread`
 # ```
-
+#
 # ### Places that are hard to foretell ◇
 #
 # The bristles of a brush stand differently in every image, and its handle is always the same. One covariance for all places cannot know that: a normal bristle may well be missed ten times as much as the average place, and outshouts a defect on the handle. So we let the Gaussian law be as wide as the place asks for. Write $g = \mathrm{soft}(f_{dec}^{\,k}(p))$ for what the decoder
