@@ -351,15 +351,20 @@ print(f"the pyramid holds more than 10 numbers for each number of the code: {num
 # foretells at a place, and let normal differences there have the covariance $e_k(g)\, S_k$. Put into {eq}`hfr-gauss`, the logarithm of the density becomes
 #
 # $$
-# -2 \log q(d \mid g) = \frac{1}{e_k(g)}\,(d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) + c_k \log e_k(g) + \text{const} .
+# \begin{aligned}
+# -2 \log q(d \mid g) ={}& \tfrac{1}{e_k(g)}\,(d - \bar d_k)^{\mathsf T} S_k^{-1} (d - \bar d_k) \\
+# & + c_k \log e_k(g) + \text{const} .
+# \end{aligned}
 # $$ (hfr-hetero)
 #
 # Statisticians call such noise *heteroscedastic*. Whether a difference is unusual *for its place* is told by the first term, $\phi_k / e_k$. And $e_k$ can be learned: under this law $d - \bar d_k = \sqrt{e_k(g)}\,\varepsilon$ with an $\varepsilon$ that does not depend on the place, so $\phi_k = e_k(g)\, \phi_\varepsilon$, and
 # $\log \phi_k = \log e_k(g) + \log \phi_\varepsilon$: the logarithm of the residual is $\log e_k$ plus noise. A linear regression of $\log \phi_k$ on $g$, over the places of the held-out images, finds it up to a constant:
 #
 # $$
-# e_k(p) = \exp\bigl(\beta_k^{\mathsf T} g_k(p) + \beta_{k,0}\bigr), \qquad
-# \tilde\phi_k(p) = \phi_k(p) \cdot \min\Bigl(1, \frac{2}{e_k(p)}\Bigr) .
+# \begin{aligned}
+# e_k(p) &= \exp\bigl(\beta_k^{\mathsf T} g_k(p) + \beta_{k,0}\bigr), \\
+# \tilde\phi_k(p) &= \phi_k(p) \cdot \min\Bigl(1, \frac{2}{e_k(p)}\Bigr) .
+# \end{aligned}
 # $$ (hfr-expected)
 #
 # *Why the minimum.* Dividing by $e_k$ everywhere would also judge the easy places more strictly. On an empty background next to nothing is expected, and the smallest grain of dust would count as much as a missing bristle; on the products of the development set this cost more than it gained. So only places of which more than twice the average is expected are excused, and all others keep their $\phi_k$.

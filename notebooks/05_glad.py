@@ -233,7 +233,10 @@ HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(boxes +
 # Noise is added in $T = 1000$ small steps with given strengths $\beta_1, \dots, \beta_T \in (0, 1)$:
 #
 # $$
-# z_t = \sqrt{1 - \beta_t}\; z_{t-1} + \sqrt{\beta_t}\; \epsilon_t, \qquad \epsilon_t \sim \mathcal N(0, I) \text{ independent}, \quad z_0 = z .
+# \begin{gathered}
+# z_t = \sqrt{1 - \beta_t}\; z_{t-1} + \sqrt{\beta_t}\; \epsilon_t, \quad z_0 = z, \\
+# \epsilon_t \sim \mathcal N(0, I) \text{ independent} .
+# \end{gathered}
 # $$ (glad-step)
 #
 # Write $\alpha_t = 1 - \beta_t$ and $\bar\alpha_t = \alpha_1 \alpha_2 \cdots \alpha_t$. All $t$ steps together are one:
@@ -396,7 +399,11 @@ print(f"variance of the components: {shares[0]:.1f}, {shares[1]:.2f}, {shares[2]
 # $s^2 = (1 - \bar\alpha_t) / \bar\alpha_t$, would be linear, covariance over variance times $y$:
 #
 # $$
-# \mathbb E[z_c \mid y_c] = \frac{\sigma_c^2}{\sigma_c^2 + s^2}\, y_c, \qquad \operatorname{Var}[z_c \mid y_c] = \sigma_c^2 - \frac{\sigma_c^4}{\sigma_c^2 + s^2} = \frac{\sigma_c^2 s^2}{\sigma_c^2 + s^2} .
+# \begin{aligned}
+# \mathbb E[z_c \mid y_c] &= \frac{\sigma_c^2}{\sigma_c^2 + s^2}\, y_c, \\
+# \operatorname{Var}[z_c \mid y_c] &= \sigma_c^2 - \frac{\sigma_c^4}{\sigma_c^2 + s^2} \\
+# &= \frac{\sigma_c^2 s^2}{\sigma_c^2 + s^2} .
+# \end{aligned}
 # $$ (glad-wiener)
 #
 # The network is given $y$ with unit variance, and answers with two numbers for each component: $h_\theta$, the error of that guess in units of its deviation, and $g_\theta \in (0, 1)$, how far the guess may be believed at this place at all. On a normal image that is 1; where a defect is, it is better to forget what is there:
@@ -613,10 +620,13 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # D_t(p) = \min_q \Bigl( 1 - \cos\bigl( \varphi(x^a_t)_p,\; \varphi(\hat x_t)_q \bigr) \Bigr) .
 # $$ (glad-distance)
 #
-# That the best place is taken, and not the same one, forgives a reconstruction that is shifted a little. One number for the image is the mean of the largest distances, 10 of $64 \times 64$ in the paper, the same share of another grid ◇:
+# That the best place is taken, and not the same one, forgives a reconstruction that is shifted a little. One number for the image is the mean of the largest distances, 10 of $64 \times 64$ in the paper, the same share of another grid ◇. With $G$ places, and $T_k$ the $k$ of them that have the largest distances,
 #
 # $$
-# s_t = \text{mean of the largest } k \text{ of } D_t, \qquad k = \max\bigl(1, \operatorname{round}(10\, G / 4096)\bigr), \quad G = \text{number of places} .
+# \begin{gathered}
+# s_t = \frac1k \sum_{p \in T_k} D_t(p), \\
+# k = \max\bigl(1, \operatorname{round}(10\, G / 4096)\bigr) .
+# \end{gathered}
 # $$ (glad-score)
 #
 # ### When it stops
