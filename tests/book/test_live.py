@@ -21,8 +21,8 @@ def explorer(browser, built):
     browser.open(built / "book" / "explorer.html")
     browser.wait("document.getElementById('explorer').dataset.ready")
     yield browser
-    # Chromium refuses a page from disk the theme's fonts of symbols, on every page of the book; and the theme says that a
-    # new reader has chosen neither light nor dark.
+    # Chromium refuses a page from disk the theme's fonts of symbols, on every page of the book; and the theme says that
+    # a new reader has chosen neither light nor dark.
     harmless = (".woff2", "invalid theme mode")
     assert [words for words in browser.complaints() if not any(known in words for known in harmless)] == []
 
