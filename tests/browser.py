@@ -46,6 +46,7 @@ class Browser:
         """Open a page, from the net or from disk, at a size in pixels; below 500 as a telephone does."""
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.complaints()  # those of the page before: axe asks for style sheets that are nowhere
         self.driver.get(address.as_uri() if isinstance(address, Path) else address)
 
     def js(self, code: str, *arguments):
@@ -63,7 +64,7 @@ class Browser:
         return self.driver.find_element("css selector", selector)
 
     def complaints(self) -> list[str]:
-        """What the page wrote to its console as errors since the last call."""
+        """What the page wrote to its console as errors since it was opened or since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
