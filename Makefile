@@ -11,7 +11,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 NBVAL  := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-.PHONY: help setup book test quick test-oldest notebooks notebook sync results live address clean
+.PHONY: help setup book test quick test-oldest notebooks notebook sync results live address offline links colab clean
 
 # Notebooks run on the built-in data with their own defaults, whatever the caller's shell says.
 unexport UAD_DATASET UAD_CATEGORY UAD_PROFILE
@@ -27,6 +27,9 @@ help:
 	@echo "make results    renew the tables of methods and of results in README.md"
 	@echo "make live       renew the explorer's data and the drawing page's detectors, where the code that made them changed"
 	@echo "make address    carry the repository's address from _config.yml to every file that shows it"
+	@echo "make offline    the built book as _build/uad-book.zip and _build/uad-book.pdf (needs Chromium or Chrome)"
+	@echo "make links      ask every link of the book and every address of data whether it still answers"
+	@echo "make colab      run every notebook as Colab does, in an environment that has little more than torch"
 	@echo "make clean      remove what was built (the environment in $(VENV) stays)"
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH_INDEX=$(TORCH_INDEX)"
 
@@ -78,6 +81,16 @@ live: $(READY)
 
 address: $(READY)
 	$(BIN)/python tools/address.py
+
+offline: $(READY)
+	$(BIN)/python tools/offline.py
+
+links: $(READY)
+	$(BIN)/jupyter-book build . --builder linkcheck
+	$(BIN)/python tools/data_addresses.py
+
+colab: $(READY)
+	$(BIN)/python tools/colab.py
 
 clean:
 	rm -rf _build build *.egg-info .pytest_cache .hypothesis
