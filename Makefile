@@ -27,7 +27,7 @@ help:
 	@echo "make results    renew the tables of methods and of results in README.md"
 	@echo "make live       renew the explorer's data and the drawing page's detectors, where the code that made them changed"
 	@echo "make address    carry the repository's address from _config.yml to every file that shows it"
-	@echo "make offline    the built book as _build/uad-book.zip and _build/uad-book.pdf (needs Chromium or Chrome)"
+	@echo "make offline    the built book as one zip and one PDF beside its pages (needs Chromium or Chrome)"
 	@echo "make links      ask every link of the book and every address of data whether it still answers"
 	@echo "make colab      run every notebook as Colab does, in an environment that has little more than torch"
 	@echo "make clean      remove what was built (the environment in $(VENV) stays)"

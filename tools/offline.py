@@ -1,6 +1,6 @@
 """The built book to take along: all pages as one zip, and as one PDF for reading on paper.
 
-    python tools/offline.py        from _build/html; leaves _build/uad-book.zip and _build/uad-book.pdf
+    python tools/offline.py        from _build/html; leaves uad-book.zip and uad-book.pdf there
 
 The zip is what a web server would send, under one folder; `index.html` in it opens the book from disk. The PDF is
 printed page by page by Chromium or Chrome, in the order of the table of contents, with an outline; links between pages
@@ -43,7 +43,7 @@ def packed(html: Path, out: Path) -> Path:
     """Write all files of the built book into a zip, below one folder of its name."""
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(html.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and not path.name.startswith(".") and path.stem != out.stem:
                 archive.write(path, f"{out.stem}/{path.relative_to(html).as_posix()}")
     return out
 
@@ -114,10 +114,10 @@ def main() -> int:
     missing = [page for page in built if not page.is_file()]
     if missing:
         raise SystemExit(f"{missing[0].relative_to(ROOT)} is not there: run `make book` first")
-    print(packed(html, ROOT / "_build" / "uad-book.zip"))
+    print(packed(html, html / "uad-book.zip"))
     with TemporaryDirectory() as folder:
         parts = {page: printed(page, Path(folder) / f"{i}.pdf") for i, page in enumerate(built)}
-        print(joined(parts, ROOT / "_build" / "uad-book.pdf"))
+        print(joined(parts, html / "uad-book.pdf"))
     return 0
 
 

@@ -132,6 +132,18 @@ def test_every_make_command_in_the_text_exists(repository):
     assert used and used <= targets
 
 
+def test_workflows_are_valid_and_run_what_a_person_runs(repository):
+    files = sorted((repository / ".github" / "workflows").glob("*.yml"))
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *files]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    jobs = [job for file in files for job in yaml.safe_load(file.read_text("utf-8"))["jobs"].values()]
+    lines = {step["run"] for job in jobs for step in job["steps"] if "run" in step}
+    targets = set(re.findall(r"^([a-z-]+):", read(repository, "Makefile"), re.M))
+    assert {"make test", "make book", "make links"} <= lines
+    assert {line.removeprefix("make ") for line in lines} <= targets
+
+
 def test_readme_shows_what_the_ledger_says(repository):
     tool = runpy.run_path(str(repository / "tools" / "results.py"))
     readme = read(repository, "README.md")
