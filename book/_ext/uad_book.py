@@ -11,6 +11,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import directives
 from engine import bring_engine
+from light import lighten
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -165,4 +166,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("build-finished", prune_mathjax, priority=900)
     app.connect("build-finished", name_unnamed)
+    app.connect("build-finished", lighten, priority=950)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

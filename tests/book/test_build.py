@@ -60,8 +60,19 @@ def test_formulas_have_their_program_and_fonts(built, pages):
 
 def test_every_picture_is_described(pages):
     bare = [(name, picture.get("src")) for name, page in pages.items() for picture in page.pictures
-            if not (picture.get("alt") or "").strip() or re.fullmatch(r"[\w./-]+\.(png|svg|jpe?g)", picture["alt"])]
+            if not (picture.get("alt") or "").strip() or re.fullmatch(r"[\w./-]+\.(png|svg|webp|jpe?g)", picture["alt"])]
     assert not bare
+
+
+def test_no_page_takes_more_than_two_megabytes_with_its_pictures(built, pages):
+    def weight(name: str) -> int:
+        page = pages[name]
+        files = {(page.path.parent / picture["src"].split("?")[0]).resolve() for picture in page.pictures
+                 if not re.match(r"data:|https?:", picture["src"])}  # fmt: skip
+        return page.path.stat().st_size + sum(file.stat().st_size for file in files)
+
+    heavy = {name: weight(name) for name in pages if weight(name) > 2_000_000}
+    assert not heavy
 
 
 def test_there_is_one_search_box_and_a_switch_for_dark_mode(pages):
