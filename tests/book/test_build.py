@@ -59,8 +59,9 @@ def test_formulas_have_their_program_and_fonts(built, pages):
 
 
 def test_every_picture_is_described(pages):
+    name_of_file = r"[\w./-]+\.(png|svg|webp|jpe?g)"
     bare = [(name, picture.get("src")) for name, page in pages.items() for picture in page.pictures
-            if not (picture.get("alt") or "").strip() or re.fullmatch(r"[\w./-]+\.(png|svg|webp|jpe?g)", picture["alt"])]
+            if not (picture.get("alt") or "").strip() or re.fullmatch(name_of_file, picture["alt"])]
     assert not bare
 
 
