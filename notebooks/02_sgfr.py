@@ -787,7 +787,7 @@ with torch.no_grad():
 plots.residual_panel(images, masks, residuals, maps[shown], scores[shown], detector.threshold.item(), titles)
 
 # %% [markdown]
-# Compare {numref}`fig-sgfr-panel` with {numref}`fig-sgfr-hfr`. The weave itself is gone from the fine level, since its patches recur and the bank holds them. $s_1$ and $s_2$ outline, $s_3$ is coarse but sees more of the surroundings, and their geometric mean keeps what each finds. The comparison of the two figures is not fair, since the images were picked where HFR does worst; {ref}`the chapter on the data <data-measured>` compares both on all images.
+# Compare {numref}`fig-sgfr-panel` with {numref}`fig-sgfr-hfr`. The weave itself is gone from the fine level, since its patches recur and the bank holds them. $s_1$ and $s_2$ outline, $s_3$ is coarse but sees more of the surroundings, and their geometric mean keeps what each finds. The comparison of the two figures is not fair, since the images were picked where HFR does worst; {ref}`Side by side <data-measured>` compares both on all images.
 #
 # The worst cases of SGFR itself: the defective images with the lowest scores, and the normal ones with the highest.
 
