@@ -67,6 +67,7 @@ from IPython.display import HTML
 from PIL import Image
 from torch import nn
 
+# %%
 import uad_core
 from uad_core import datasets, metrics, plots, scoring, tables
 from uad_core.datasets import procedural
