@@ -389,13 +389,13 @@ assert (at_96[4] > 0.85).all() and (at_96[1] < 0.7).all()
 #
 # 1. *The residual is orthogonal to every atom taken.* If some atom still correlates with $r_{t-1} \ne 0$, the one taken is new and not in the span of those before, since everything there is orthogonal to $r_{t-1}$; so $q_t$ exists. If none does, the pursuit stops: nothing can be gained.
 # 2. *The residual never grows*, whatever the bank.
-# 3. *If the bank spans $\mathbb R^d$, the residual is zero after at most $d$ steps.* A nonzero vector cannot be orthogonal to all of $\mathbb R^d$, so the pursuit does not stop before, and by 1 each step adds a dimension. Remember this one.
+# 3. *If the bank spans $\mathbb R^d$, the residual is zero after at most $d$ steps.* A nonzero vector cannot be orthogonal to all of $\mathbb R^d$, so the pursuit does not stop before, and by 1 each step adds a dimension. The section on dense combinations comes back to it.
 #
 # The weights come last. If $Q = (q_1 \cdots q_k)$ and the atoms taken are the columns of $B = QR$ with an upper triangular $R$, then $B c = QQ^\top y$ means $R c = Q^\top y$, which is solved from the last line upwards.
 #
 # Greedy steps need not lead to the best set of atoms, as {ref}`an exercise <sgfr-by-hand>` shows; for $k = 1$ they do. From here on, $\hat c$ and every minimum over $\lVert c\rVert_0 \le k$ mean what the pursuit finds.
 
-# %%
+# %% tags=["hide-input"]
 def step_picture(axes, y, atoms, title, foot=None):
     """Draw y, two atoms, and what is left of y from the foot of a perpendicular."""
     for vector, colour, name in ((atoms[0], "#009E73", "$m_{j_1}$"), (atoms[1], "#56B4E9", "$m_{j_2}$"), (y, "black", "$y$")):
@@ -689,7 +689,7 @@ grown.style.format("{:.3f}")
 #
 # What do the atoms look like? Every atom remembers from which image and place it came. Here are a normal and a defective patch with the five atoms that rebuild each, and the weights (a detector with $k = 5$, which chooses its own bank).
 
-# %%
+# %% tags=["hide-input"]
 five = uad_core.create("sgfr", profile=PROFILE, seed=SEED, k=5).fit(features, progress=False)
 
 
@@ -711,7 +711,7 @@ def atoms_of(image, place):
     return [window(data.test[image], place, grid), *pictures], [f"residual {length:.2f}", *(f"{w:+.2f}".replace("-", "−") for w in weights)]
 
 
-# %%
+# %% tags=["hide-input"]
 s_ref = five.map_residuals(test_features.batch(slice(None), five.device))[f"s_{ref + 1}"].cpu()  # (N, h, w)
 outlined = scoring.upsample(torch.from_numpy(data.test.masks()).float(), s_ref.shape[-2:]) > 0.5
 worst = int((s_ref * outlined).flatten().argmax())
@@ -735,7 +735,7 @@ strip
 #
 # The same, for whole feature maps. Their channels are more than an eye can take, so we show the three directions of largest variance among normal features as red, green and blue. The border is left out: there the network sees the zeros that it pads images with, which are unlike anything inside.
 
-# %%
+# %% tags=["hide-input"]
 pairs = detector.reconstruct(test_features.batch(torch.tensor(shown), detector.device))
 target, rebuilt_maps = (f[..., 2:-2, 2:-2].cpu() for f in pairs[ref])  # (N, C, h, w)
 everyday = torch.nn.functional.normalize(reference_test[torch.from_numpy(~data.test.labels)][..., 2:-2, 2:-2], dim=1).cpu()

@@ -396,7 +396,7 @@ print(f"window {window} on a grid of {grid[0]} x {grid[1]}: {inside.sum(1).mean(
 #
 # $\operatorname{LN}$ is layer normalisation, $\operatorname{FFN}$ a network of two linear maps ($d \to 4d \to d$, GELU between them) at each position. Count the ways from $Z_p$ to $U_p$: through the *query* of both attentions, and through nothing else, because MLKA's values exclude $p$. After $M$ such layers, one more LN and a linear map give $\hat X_p$.
 #
-# The door is narrow, not walled up. A query can still steer the weights $a_j$; a defect wider than half a window reaches beyond it, so that MLKA can take values from its other end; the features at $q \notin W(p)$ have themselves seen some of $p$ through the backbone's receptive field; and in two layers content can travel from $p$ to some $q$ outside the window and back. The exercise {ref}`rlr-hops` follows it.
+# The door is narrow and still open. A query can still steer the weights $a_j$; a defect wider than half a window reaches beyond it, so that MLKA can take values from its other end; the features at $q \notin W(p)$ have themselves seen some of $p$ through the backbone's receptive field; and in two layers content can travel from $p$ to some $q$ outside the window and back. The exercise {ref}`rlr-hops` follows it.
 #
 # ```{literalinclude} ../uad_core/methods/rlr.py
 # :pyobject: Layer.forward
@@ -623,7 +623,7 @@ errors = {
 plots.picture_grid({"image": foreign} | errors, list(classes), masks)
 
 # %% [markdown]
-# In {numref}`fig-rlr-shortcut` follow one column downwards. The autoencoder paints the square as it came, and so does self-attention with a residual path and without noise (the row "own neighbourhood"). The two masked networks paint over it. RLR fills the middle of the jar with brown, where the neighbour mask leaves a pale spot. The tablet is instructive: a brown square was pasted, and both put the tablet back at the square's rim and in its middle a spot with the colour of the dark mat around the tablet. That is something normal, only not the right thing. RLR's error is there all the same, smaller than for weave, grille and jar.
+# In {numref}`fig-rlr-shortcut` follow one column downwards. The autoencoder paints the square as it came, and so does self-attention with a residual path and without noise (the row "own neighbourhood"). The two masked networks paint over it. RLR fills the middle of the jar with brown, where the neighbour mask leaves a pale spot. In the tablet's column a brown square was pasted, and both put the tablet back at the square's rim and in its middle a spot with the colour of the dark mat around the tablet. That is something normal, only not the right thing. RLR's error is there all the same, smaller than for weave, grille and jar.
 #
 # Look at the copier in {numref}`fig-rlr-errors`: on its own scale even the copier's square stands out, because what it fails to copy, little as it is, exceeds the next to nothing that it fails to copy elsewhere. So put numbers to it:
 

@@ -476,7 +476,7 @@ plots.picture_grid({
 # %% [markdown]
 # ### The sign
 #
-# In the authors' public code the sign of the shift changed several times; at the time of writing it is *minus* there. The algebra above leaves no choice, but a number is more convincing than algebra. Take $\epsilon^-$, the target with the wrong sign, and insert it into {eq}`glad-clean`:
+# In the authors' public code the sign of the shift changed several times; at the time of writing it is *minus* there. The algebra above says *plus*. Check it with the other one: take $\epsilon^-$, the target with the wrong sign, and insert it into {eq}`glad-clean`:
 #
 # $$
 # f(z^s_t, \epsilon^-) = z^s + \frac{\sqrt{1 - \bar\alpha_t}}{\sqrt{\bar\alpha_t}} \sqrt{\frac{\bar\alpha_t}{1 - \bar\alpha_t}}\; (z^s - z) = 2 z^s - z .

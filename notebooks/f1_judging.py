@@ -407,7 +407,7 @@ assert (pixel["image_auroc"] < 0.9).all() and features.loc["jar", "pixel_ap"] - 
 # ```{admonition} What came out
 # :class: dropdown
 # These are three products at 96 pixels, with one seed: an illustration and no ranking. On none of them does the autoencoder tell defective images from good ones well, and on the jar it does not find the pixels either. Beside it stands the simplest method that compares features instead of pixels, the distance to the nearest stored feature
-# ({py:class}`uad_core.methods.baselines.NearestNeighbour`). On the jar it is far ahead. On the other two the table shows it behind at marking pixels, also because its finest cell is 8 pixels wide, on a picture of 96. To take features is not enough. What is to be done with them is the subject of the methods, and {ref}`data-measured` shows what these reach.
+# ({py:class}`uad_core.methods.baselines.NearestNeighbour`). On the jar it is far ahead. On the other two the table shows it behind at marking pixels, also because its finest cell is 8 pixels wide, on a picture of 96. To take features is not enough. What is to be done with them is the subject of the methods, and {ref}`the chapter that holds them side by side <data-measured>` shows what these reach.
 # ```
 #
 # The answers in {numref}`fig-judging-pixels` are blurred, and the jar's rings light up on the good twin as well. Three things go wrong, and each can be measured.
