@@ -200,11 +200,11 @@ for name, part in outcome.groupby(level=0, sort=False):
 # %% [markdown]
 # Read the lines beside the reasons in the table of expectations. Where a line says "no", either the reason was wrong or something else outweighs it, and the chapters show which:
 #
-# * *SGFR on `circuit`.* The reason concerns one kind of defect, the missing part, and the category has five. {numref}`fig-sgfr-circuit` shows that the missing part is nearly invisible to SGFR, as was expected of it; the other kinds make up for it.
+# * *SGFR on `circuit`.* The reason concerns one kind of defect, the missing part, and the category has five. Before {numref}`fig-sgfr-circuit` a table shows that it is the kind which SGFR marks worst, as was expected of it; the other kinds make up for it.
 # * *A category in which all methods are close* settles nothing: look at the size of the lead.
 # * *GLAD* was expected to do well on one kind of defect, the broken rim of the jar. The ledger keeps a figure for each category and none for each kind, so it can settle this for the jar as a whole only; {numref}`fig-glad-steps` shows the rim.
 #
-# Three more guesses were stated there, about kinds of defects again, and what is known of them stands in the chapters. A misplaced part is hard for HFR: the deepest level alone can notice it, and {ref}`an exercise <hfr-circuit>` measures it. A missing resistor is hard for whatever relates no two places: {numref}`fig-sgfr-circuit` shows it for SGFR. And whoever may combine more freely finds fewer faint defects: {numref}`fig-sgfr-blind` shows it for the atoms of SGFR, and {numref}`fig-hfr-copy` the beginning of it for the code of HFR.
+# Three more guesses were stated there, about kinds of defects again, and what is known of them stands in the chapters. A misplaced part is hard for HFR: the deepest level alone can notice it, and {ref}`an exercise <hfr-circuit>` measures it. A missing resistor with clean pads is hard for whatever relates no two places: the first column of {numref}`fig-sgfr-circuit` shows it for SGFR. And whoever may combine more freely finds fewer faint defects: {numref}`fig-sgfr-blind` shows it for the atoms of SGFR, and {numref}`fig-hfr-copy` the beginning of it for the code of HFR.
 #
 # ```{admonition} Take-away
 # :class: note
