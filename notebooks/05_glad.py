@@ -51,7 +51,6 @@ if "google.colab" in sys.modules:
 # %%
 import dataclasses
 import json
-import re
 import time
 from pathlib import Path
 
@@ -68,6 +67,7 @@ from uad_core.diffusion import SD_UNET, add_low_rank, clean, ladder, noised, sch
 from uad_core.errors import UserError
 from uad_core.methods.base import hold_out
 from uad_core.methods.glad import GLAD, PUBLISHED_SETTINGS, cosine_distance, denoise
+from uad_core.plots import diagram
 from uad_core.randomness import seeded
 from uad_core.synthesis import foreground_masks, perlin_masks, structural_source, synthesise, texture_source
 
@@ -175,53 +175,29 @@ sheet
 # {numref}`fig-glad-architecture` shows what happens to one image. The parts are derived in the order of the picture: noise and the way back, the latent, the training, the stopping rule, the fusion, the map.
 
 # %% tags=["hide-input"]
-INK = 'fill="none" stroke="currentColor" stroke-width="1.4"'
-TINTS = {"input": "rgba(0,114,178,.22)", "way": "rgba(0,158,115,.22)", "learned": "rgba(230,159,0,.26)", "verdict": "rgba(213,94,0,.26)"}
-
-
-def words(x, y, text, anchor="middle"):
-    """A line of text; A_B sets B as a subscript."""
-    text = re.sub(r"_(\w)", r'<tspan dy="4" font-size="11">\1</tspan><tspan dy="-4">&#8203;</tspan>', text)
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="currentColor" stroke="none">{text}</text>'
-
-
-def box(x, y, width, text, kind="", frozen=False):
-    """A rectangle: data with round corners, what is learned with square ones, what is frozen with a dashed line."""
-    shape = f'rx="{0 if frozen or kind == "learned" else 12}" stroke-dasharray="{"5 3" if frozen else "none"}"'
-    return f'<rect x="{x}" y="{y}" width="{width}" height="34" {INK} style="fill:{TINTS.get(kind, "none")}" {shape}/>' + words(x + width / 2, y + 22, text)
-
-
-def arrow(points, text="", at=(0, 0), anchor="start"):
-    """A line through points with a head at its end, and words beside it."""
-    return f'<polyline points="{points}" {INK} marker-end="url(#tip)"/>' + (words(*at, text, anchor) if text else "")
-
-# %% tags=["hide-input"]
+box, arrow = diagram.box, diagram.arrow
 boxes = [
-    box(20, 10, 120, "image I", "input"), box(20, 76, 120, "encode", frozen=True), box(20, 142, 120, "input zᵃ", "input"),
-    box(200, 142, 140, "way ẑ_t", "way"), box(385, 142, 135, "network ε_θ", "learned"),
-    box(20, 226, 150, "estimate xᵃ_t", "input"), box(200, 226, 140, "estimate x̂_t", "way"),
-    box(20, 296, 320, "decode, frozen network", frozen=True), box(20, 362, 320, "distances D_t, and their score s_t", "verdict"),
-    box(385, 362, 135, "s_t > δ ?", "verdict"), box(385, 268, 135, "fuse (SAFF)"),
-    box(200, 450, 140, "reconstruction Î", "way"), box(20, 450, 140, "map A", "verdict"),
+    box(20, 10, 120, "image I", "image"), box(20, 76, 120, "encode", "frozen"), box(20, 142, 120, "input z^a", "features"),
+    box(200, 142, 140, "way ẑ_t", "rebuilt"), box(385, 142, 135, "network ε_θ", "trained"), box(20, 226, 150, "estimate x_t^a", "features"),
+    box(200, 226, 140, "estimate x̂_t", "rebuilt"), box(20, 296, 320, "decode, frozen network", "frozen"),
+    box(20, 362, 320, "distances D_t, and their score s_t", "residual"), box(385, 362, 135, "s_t > δ ?", "step"),
+    box(385, 268, 135, "fuse (SAFF)", "step"), box(200, 450, 140, "reconstruction Î", "rebuilt"), box(20, 450, 140, "map A", "map"),
 ]
 arrows = [
     arrow("80,44 80,74"), arrow("80,110 80,140"), arrow("140,159 198,159", "+ noise", (146, 150)), arrow("340,159 383,159"),
     arrow("452,176 452,206 270,206 270,224", "ε̂", (458, 200)), arrow("270,206 110,206 110,224"), arrow("60,176 60,224"),
     arrow("95,260 95,294"), arrow("270,260 270,294"), arrow("180,330 180,360"), arrow("340,379 383,379"),
     arrow("452,362 452,304", "once: yes, else skip", (458, 340)), arrow("385,285 362,285 362,120 290,120 290,140", "next, lower t", (300, 112)),
-    arrow("452,396 452,467 342,467", "after the last t", (458, 430)), arrow("200,467 162,467"),
-    arrow("20,27 8,27 8,467 18,467"),
+    arrow("452,396 452,467 342,467", "after the last t", (458, 430)), arrow("200,467 162,467"), arrow("20,27 8,27 8,467 18,467"),
 ]
 
-# %% mystnb={"figure": {"caption": "GLAD on one image. Blue comes from the input, green from the reconstruction's way, orange is learned, dashed is frozen. While the two estimates agree, the way goes on to the next lower noise level; once they differ by more than the threshold, they are fused, and the way goes on without further tests.", "name": "fig-glad-architecture"}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "GLAD on one image. Blue comes from the input, green from the reconstruction's way. While the two estimates agree, the way goes on to the next lower noise level; once they differ by more than the threshold, they are fused, and the way goes on without further tests.", "name": "fig-glad-architecture"}} tags=["hide-input"]
 DESCRIPTION = (
     "Diagram. The image is encoded and gets noise. At each noise level the network answers with the noise, from which two clean estimates follow, "
     "one of the input and one of the reconstruction's way. Both are decoded and compared by a frozen network. If the score of the distances exceeds the "
     "threshold, the two are fused; then the way goes on to the next lower level. At its end stands the reconstruction, which is compared with the image."
 )
-head = '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="6" refY="3.5" orient="auto"><path d="M0,0 L7,3.5 L0,7 Z" fill="currentColor"/></marker></defs>'
-frame = 'viewBox="0 0 620 500" style="width:100%;max-width:600px;color:inherit" font-family="sans-serif" font-size="14.5"'
-HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(boxes + arrows)}</svg>')
+HTML(diagram.figure(boxes + arrows, 620, 496, DESCRIPTION))
 
 # %% [markdown]
 # ## Noise, and the way back
@@ -293,7 +269,7 @@ for t in range(1000):
     root = 0.00085**0.5 + t / 999 * (0.012**0.5 - 0.00085**0.5)
     product *= 1 - root**2
     literal.append(product)
-print("as the literal product:", torch.allclose(abar, torch.tensor(literal), atol=1e-6))
+assert torch.allclose(abar, torch.tensor(literal), atol=1e-6)
 for t in (50, 200, 350, 500, 750):
     print(f"t = {t}: signal {abar[t].sqrt():.2f}, noise {(1 - abar[t]).sqrt():.2f}, ratio of variances {abar[t] / (1 - abar[t]):.2f}")
 
@@ -333,7 +309,7 @@ for t in (50, 200, 350, 500, 750):
 # \mathcal L_{DDPM} = \mathbb E_{z, t, \epsilon} \bigl\| \epsilon_\theta\bigl(\sqrt{\bar\alpha_t}\, z + \sqrt{1 - \bar\alpha_t}\, \epsilon,\; t\bigr) - \epsilon \bigr\|_2^2 .
 # $$ (glad-ddpm)
 #
-# The best guess under a squared error is the mean of the noise given $z_t$, so $f(z_t, \epsilon_\theta)$ is the *mean of all normal images that may have become $z_t$*. That is the whole secret of the method: whatever was in the image, the network guesses a normal one.
+# The best guess under a squared error is the mean of the noise given $z_t$, so $f(z_t, \epsilon_\theta)$ is the *mean of all normal images that may have become $z_t$*. So whatever was in the image, the network guesses a normal one.
 #
 # ### DDIM: fewer steps, no dice
 #
@@ -419,6 +395,12 @@ print(f"variance of the components: {shares[0]:.1f}, {shares[1]:.2f}, {shares[2]
 # :lineno-match:
 # :caption: Equation {eq}`glad-precondition` in {py:class}`uad_core.diffusion.LinearLatent`
 # ```
+#
+# ```{admonition} Take-away
+# :class: note
+# A linear code of patches takes the place of Stable Diffusion's autoencoder: noise stays Gaussian in it, and projecting removes no defect.
+# The network answers only for what a linear guess leaves over.
+# ```
 
 # %% [markdown]
 # (glad-atp)=
@@ -494,7 +476,7 @@ plots.picture_grid({
 # %% [markdown]
 # ### The sign
 #
-# In the authors' public code the sign of the shift changed several times; at the time of writing it is *minus* there. The algebra above leaves no choice, but a number is more convincing than algebra. Take $\epsilon^-$, the target with the wrong sign, and insert it into {eq}`glad-clean`:
+# In the authors' public code the sign of the shift changed several times; at the time of writing it is *minus* there. The algebra above says *plus*. Check it with the other one: take $\epsilon^-$, the target with the wrong sign, and insert it into {eq}`glad-clean`:
 #
 # $$
 # f(z^s_t, \epsilon^-) = z^s + \frac{\sqrt{1 - \bar\alpha_t}}{\sqrt{\bar\alpha_t}} \sqrt{\frac{\bar\alpha_t}{1 - \bar\alpha_t}}\; (z^s - z) = 2 z^s - z .
@@ -588,6 +570,12 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # The linear guess alone, which is all that a network has after one update, weakens a defect somewhat: the more noise, the less is believed. With the right sign the network then learns to take defects away. With the wrong one it removes nothing beyond the linear guess; to *double* a defect, which is what it is asked for, takes answers far beyond anything normal, and our network, whose gate can only close, does not get there in so short a time. That is enough to lose what the training is for.
 #
 # Somebody's training with the public code, reported in 2026, got worse the longer it trained on one product, and ended far below the paper's figure ({py:mod}`uad_core.papers` holds both). Whether the sign was the reason is not known.
+#
+# ```{admonition} Take-away
+# :class: note
+# Inside a defect the target is shifted {eq}`glad-shifted`, so a network that shall remove defects has to see some.
+# With the wrong sign of the shift it is asked to double them {eq}`glad-wrong`.
+# ```
 
 # %% [markdown]
 # (glad-ads)=
@@ -651,6 +639,12 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # ```
 #
 # Two remarks on the program. Images that have stopped are not compared any more: the rest of a batch is *compacted* to those that are still watched, and since a comparison costs more than a step of the small network, that saves most of the time. And the noise $\epsilon$ is drawn from the seed alone, the same for every image, so that a score depends neither on the other images of a batch nor on the place in it.
+#
+# ```{admonition} Take-away
+# :class: note
+# All images start high; the first level at which the way has drifted from the input by more than $\delta$ ends the watch.
+# $\delta$ comes from held-out normal images, not from the test set.
+# ```
 
 # %% [markdown]
 # (glad-saff-section)=
@@ -762,6 +756,13 @@ for name, steps in zip(names[:2], ways):
 plots.picture_grid(pictures, [f"$t = {t}$" for t in detector.ladder])
 
 # %% [markdown]
+# ```{admonition} Take-away
+# :class: note
+# Fusion pulls the reconstruction towards the input where the two agree, by one half at most.
+# On this page's images larger defects tend to stop higher on the ladder, with many exceptions.
+# ```
+
+# %% [markdown]
 # ## From reconstruction to map
 #
 # Image $I$ and reconstruction $\hat I$ are described by the frozen network on all levels $l$, and compared as in {eq}`glad-distance`. The authors add up the distances, enlarged to the size of the image:
@@ -816,6 +817,12 @@ difference = (4 * (test_images - rebuilt).abs().mean(1, keepdim=True)).clamp(0, 
 plots.picture_grid({"image": test_images[shown], "reconstruction": rebuilt[shown].clamp(0, 1), "4 x difference": difference[shown]}, titles)
 
 # %% [markdown]
+# ```{admonition} Take-away
+# :class: note
+# The paper's distance asks for a faithful reconstruction; ours compares it with what is normal after as many steps {eq}`glad-residual`.
+# ```
+
+# %% [markdown]
 # ## Results
 #
 # What the ledger holds of GLAD, beside the paper's numbers. The paper's are means over the categories of a data set, from Stable Diffusion at 512 pixels, with a threshold, a height and a checkpoint that its authors chose for each category on its test images; ours come from networks that trained from scratch for minutes, with one setting for all products.
@@ -833,6 +840,12 @@ HTML(shown_table)
 # %%
 published = pd.DataFrame(PUBLISHED_SETTINGS["mvtec_ad"], index=["t0", "delta", "t_min", "steps"]).T
 published.astype({"t0": int, "t_min": int, "steps": int}).style.format({"delta": "{:.2f}"})
+
+# %% [markdown]
+# ```{admonition} Take-away
+# :class: note
+# The paper's settings were chosen for each category on its test images, ours once for all products: the rows are not of one kind.
+# ```
 
 # %% [markdown]
 # (glad-ablation)=
@@ -886,6 +899,13 @@ holds(by_paper["+ ADS"] > by_paper["baseline"], by_paper["+ ADS, ATP"] > by_pape
       by_ours["baseline"] > by_ours["+ ADS, ATP, SAFF"])
 
 # %% [markdown]
+# ```{admonition} Take-away
+# :class: note
+# On one product, with one seed and small networks, the paper's order of the parts does not come out.
+# What a part is worth depends on the distance by which the map is made.
+# ```
+
+# %% [markdown]
 #
 # (glad-cost)=
 # ## What it costs
@@ -913,6 +933,12 @@ print(f"network evaluations: {steps_taken} for {len(half)} images; comparisons: 
 
 # %% tags=["nbval-skip"]
 print(f"seconds per image: {compacted / len(half):.2f} with compaction, {whole / len(half):.2f} with all comparisons")
+
+# %% [markdown]
+# ```{admonition} Take-away
+# :class: note
+# Every image takes all steps of the ladder; what can be saved are comparisons, by looking only at images that have not stopped.
+# ```
 
 # %% [markdown]
 # (glad-stable)=
@@ -959,11 +985,22 @@ else:
     print("no GPU here: this cell needs one, and some 4 GB of weights that are fetched once")
 
 # %% [markdown]
+# ```{admonition} Take-away
+# :class: note
+# Four functions are all that GLAD asks of a diffusion model; Stable Diffusion has them, at several hundred times the weights.
+# ```
+
+# %% [markdown]
 # ## What breaks it
 #
 # * *Height, ladder, threshold.* A network that has learned little brings back little detail, from high up least of all. The authors' advice for such a case is a lower $t_0$; the defaults here start much lower than theirs, for that reason.
 # * *Grain.* What cannot be foreseen is drawn anew. Without a comparison with normal images the map of a grainy product is inverted, see the text before {eq}`glad-residual`.
 # * *Time.* Comparing costs more than denoising, and both have to be paid for every image at every step. The authors name it as the method's weakness.
+#
+# ```{admonition} Take-away
+# :class: note
+# A network that has learned little wants a low start, a grainy product a comparison with normal images, and every image pays for all steps.
+# ```
 #
 # ## Exercises
 #

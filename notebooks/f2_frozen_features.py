@@ -230,15 +230,14 @@ for ax, e, (name, row) in zip(sheet.subplots(1, 3), energy, used.items()):
     ax.set_title(name)
 sheet
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 nine = used.loc["square with 90% of the answer"]
-print("nine tenths of the answer come from less than a third of the side of the field on levels 2 and 3:", bool((nine < used.loc["receptive field"] / 3)[1:].all()))
-print("and on every level from a square of no more than five strides:", bool((nine.to_numpy() <= 5 * np.array(backbone.strides)).all()))
+assert (nine < used.loc["receptive field"] / 3)[1:].all() and (nine.to_numpy() <= 5 * np.array(backbone.strides)).all()
 
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# Compare the rows of the table with the white squares in {numref}`fig-frozen-footprint`. The field grows much faster than what is used of it. Many paths through the layers lead from a pixel near the middle to the feature, few from one near the rim: the weight of a path falls off as with a sum of many small steps. {cite:t}`luo2016receptive` call what is used the *effective* receptive field.
+# Compare the rows of the table with the white squares in {numref}`fig-frozen-footprint`. The field grows much faster than what is used of it: on levels 2 and 3 nine tenths of the answer come from less than a third of its side, and on every level from a square of no more than five strides. Many paths through the layers lead from a pixel near the middle to the feature, few from one near the rim: the weight of a path falls off as with a sum of many small steps. {cite:t}`luo2016receptive` call what is used the *effective* receptive field.
 # ```
 #
 # Two consequences for every residual map of this book. A defect spreads over about as many places as the square with half of the answer covers, so maps of level 3 are wide because its features *look* wide, not only because its grid is coarse. And level 3 does not know the whole product: a missing part at the other end of a board is out of its sight.
@@ -381,16 +380,15 @@ mean_gain = gains.groupby(["features", "change"])["g"].agg(lambda g: np.exp(np.l
 order = ["pixels"] + [f"{name}, level {k}" for name in networks for k in (1, 2, 3)]
 mean_gain.loc[order, list(HARMLESS)].style.format("{:.1f}").set_caption("g: geometric mean over the six products")
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 wide = gains.pivot(index=["category", "change"], columns="features", values="g")
 trained = wide[[f"ImageNet, level {k}" for k in (1, 2, 3)]]
 ahead, behind = trained.min(axis=1) > wide["pixels"], trained.max(axis=1) < wide["pixels"]
-print("darker: every trained level is ahead of the pixels on every product:", ahead.xs("a tenth darker", level="change").all())
-print("aside: on no product is every trained level ahead of them:", not ahead.xs("one pixel aside", level="change").any())
-print("grain: every trained level is behind them on every product:", behind.xs("grain", level="change").all())
+assert ahead.xs("a tenth darker", level="change").all() and not ahead.xs("one pixel aside", level="change").any()
+assert behind.xs("grain", level="change").all()
 means = np.log(wide).groupby("change").mean()
 better = means["ImageNet, level 2"] > means["random, level 2"]
-print("on average level 2 is ahead of the random network's, darker and aside:", better["a tenth darker"] and better["one pixel aside"])
+assert better["a tenth darker"] and better["one pixel aside"]
 
 # %% [markdown]
 # ```{admonition} What came out
@@ -512,9 +510,8 @@ empty.style.format("{:.3f}")
 belt, product = (empty.xs(name, level=1) for name in ("belt", "tablet"))
 ratio = belt / product
 print(f"length, belt over tablet: {ratio['length ρ'].min():.1f} to {ratio['length ρ'].max():.1f}")
-print("noise, belt over tablet: within a third of each other:", bool(ratio["noise ν"].between(2 / 3, 3 / 2).all()))
-print("1 - cos, belt over tablet, more than three times:", bool((ratio["1 - cos, measured"] > 3).all()))
-print("on the belt the prediction is off by less than a fifth:", bool(((belt.iloc[:, 2] / belt.iloc[:, 3] - 1).abs() < 1 / 5).all()))
+assert ratio["noise ν"].between(2 / 3, 3 / 2).all() and (ratio["1 - cos, measured"] > 3).all()
+assert ((belt.iloc[:, 2] / belt.iloc[:, 3] - 1).abs() < 1 / 5).all()
 
 # %% mystnb={"figure": {"caption": "A tablet photographed twice: length of the features of level 1, and the difference between the two photographs by distance and by direction. Each row has a colour scale of its own, whose top colour stands for its largest 1 %.", "name": "fig-frozen-empty"}, "image": {"alt": "Two tablets on a dark belt. Row length: the tablet is bright, the belt dark. Row distance: fairly even, a little brighter on the belt. Row direction: the belt is bright all over and the tablet dark."}} tags=["hide-input"]
 f, g = f_one[0][:2], f_other[0][:2]

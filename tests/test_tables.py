@@ -235,6 +235,9 @@ def test_every_format_has_the_same_cells(book, name, format):
     shown = ["image_auroc"] if name == "one-class" else ["image_auroc", "pixel_auroc", "pixel_ap", "aupro"]
     expected = render.metrics(numbers, shown, ["fit_s", "predict_ms_per_image"])
     text = tables.table(name, book, format).replace(r"\%", "%")
+    if format == "html":  # the source stands before the numbers, where a narrow window shows it
+        assert cells(text)[0].index("source") == 3 and len(cells(text)[0]) == len(expected.columns)
+        expected = expected[cells(text)[0]]
     assert cells(text) == [list(expected.columns), *expected.to_numpy().tolist()]
 
 

@@ -151,7 +151,10 @@ def _as_latex(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
 
 
 def _as_html(cells: pd.DataFrame, title: str, notes: list[str]) -> str:
-    """A table with a caption, and its notes as a paragraph."""
+    """A table with a caption, and its notes as a paragraph; whose numbers they are stands before them, in sight."""
+    if "source" in cells:
+        first = ["data", "category", "method", "source"]
+        cells = cells[[*first, *cells.columns.difference(first, sort=False)]]
     text = cells.to_html(index=False, border=0, justify="left", classes="uad-table")
     start = text.index(">") + 1
     caption = f"\n  <caption>{escape(title)}</caption>"

@@ -23,6 +23,7 @@ __all__ = ["DataSets", "Methods", "RunTimes", "Table", "setup"]
 
 MATHJAX_KEPT = ("tex-chtml.js", "output")
 UNFOLD = "Show the pages of this part"
+PICTURE = r'(<img [^>]*src="([^"]*_images/[^"]+\.png)"[^>]*>)(?!\s*</a>)'
 
 
 class Table(SphinxDirective):
@@ -127,6 +128,16 @@ def name_unnamed(app: Sphinx, error: Exception | None) -> None:
                 path.write_text(mended, "utf-8")
 
 
+def link_pictures(app: Sphinx, error: Exception | None) -> None:
+    """Let every picture that a cell has drawn lead to its file: labels are small on a narrow screen."""
+    if error is None:
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text("utf-8")
+            linked = re.sub(PICTURE, r'<a class="full-size" href="\2">\1</a>', text)
+            if linked != text:
+                path.write_text(linked, "utf-8")
+
+
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Remove the scripts of live code: the book does not use it, and they name a server."""
     for key in ("script_files", "css_files"):
@@ -167,4 +178,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("build-finished", prune_mathjax, priority=900)
     app.connect("build-finished", name_unnamed)
     app.connect("build-finished", lighten, priority=950)
+    app.connect("build-finished", link_pictures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -76,6 +76,13 @@ def test_no_page_takes_more_than_two_megabytes_with_its_pictures(built, pages):
     assert not heavy
 
 
+def test_a_picture_that_a_cell_has_drawn_leads_to_its_file(pages):
+    drawn = [(page, picture["src"]) for page in pages.values() for picture in page.pictures
+             if re.search(r"_images/[^/]+\.webp$", picture.get("src") or "")]  # fmt: skip
+    assert len(drawn) > 50
+    assert not [(page.path.name, source) for page, source in drawn if source not in page.links]
+
+
 def test_there_is_one_search_box_and_a_switch_for_dark_mode(pages):
     text = pages["book/preface.html"].text
     assert len(re.findall(r"<button[^>]*class=\"[^\"]*search-button-field", text)) == 1
