@@ -55,7 +55,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import dataclasses
-import re
 import time
 
 import numpy as np
@@ -72,6 +71,7 @@ from uad_core.errors import UserError
 from uad_core.features import Features, keep
 from uad_core.methods.channels import measure_channels
 from uad_core.methods.hlgfa import decompose
+from uad_core.plots import diagram
 from uad_core.randomness import epoch_seed, seeded
 
 plots.style()
@@ -287,37 +287,13 @@ print("foretold by a linear map:", ", ".join(f"level {k} {share:.0%}" for k, sha
 # So the target itself has a say in the answer. Why that is dangerous, and what to do about it, is the subject of {ref}`hlgfa-trap`. {numref}`fig-hlgfa-architecture` shows the parts before we derive them.
 
 # %% tags=["hide-input"]
-INK = 'fill="none" stroke="currentColor" stroke-width="1.4"'
-TINTS = {"high": "rgba(0,114,178,.22)", "low": "rgba(0,158,115,.22)", "learned": "rgba(230,159,0,.26)", "verdict": "rgba(213,94,0,.26)"}
-
-
-def words(x, y, text, anchor="middle"):
-    """A line of text; A_B sets B as a subscript."""
-    text = re.sub(r"_(\w)", r'<tspan dy="4" font-size="11">\1</tspan><tspan dy="-4">&#8203;</tspan>', text)
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="currentColor" stroke="none">{text}</text>'
-
-
-def box(x, y, width, text, kind="", frozen=False):
-    """A rectangle: data with round corners, what is learned with square ones, what is frozen with a dashed line."""
-    fill = TINTS.get(kind, "none")
-    shape = f'rx="{0 if frozen or kind == "learned" else 12}" stroke-dasharray="{"5 3" if frozen else "none"}"'
-    return f'<rect x="{x}" y="{y}" width="{width}" height="34" {INK} style="fill:{fill}" {shape}/>' + words(x + width / 2, y + 22, text)
-
-
-def arrow(points, text="", at=(0, 0), anchor="start"):
-    """A line through points with a head at its end, and words beside it."""
-    return f'<polyline points="{points}" {INK} marker-end="url(#tip)"/>' + (words(*at, text, anchor) if text else "")
-
-# %% tags=["hide-input"]
-data_boxes = [
-    box(190, 8, 150, "image x"), box(20, 150, 120, "F_H", "high"), box(370, 150, 130, "F_L", "low"),
-    box(20, 228, 100, "structure S", "high"), box(140, 228, 90, "detail D", "high"),
-    box(370, 452, 130, "answer F̂_H", "low"), box(150, 520, 210, "misalignment m", "verdict"),
-]
-network_boxes = [
-    box(20, 80, 480, "frozen backbone E, one for both", frozen=True), box(345, 228, 165, "stem: Z", "learned"),
-    box(20, 304, 100, "ψ_S, narrow", "learned"), box(140, 304, 90, "ψ_D, narrow", "learned"),
-    box(345, 304, 165, "scale and shift Z", "learned"), box(345, 378, 165, "add G ⊙ R(Z)", "learned"),
+box, arrow = diagram.box, diagram.arrow
+boxes = [
+    box(190, 8, 150, "image x", "image"), box(20, 80, 480, "frozen backbone E, one for both", "frozen"),
+    box(20, 150, 120, "F_H", "features"), box(370, 150, 130, "F_L", "rebuilt"),
+    box(20, 228, 100, "structure S", "features"), box(140, 228, 90, "detail D", "features"), box(345, 228, 165, "stem: Z", "trained"),
+    box(20, 304, 100, "ψ_S, narrow", "trained"), box(140, 304, 90, "ψ_D, narrow", "trained"), box(345, 304, 165, "scale and shift Z", "trained"),
+    box(345, 378, 165, "add G ⊙ R(Z)", "trained"), box(370, 452, 130, "answer F̂_H", "rebuilt"), box(150, 520, 210, "misalignment m", "residual"),
 ]
 arrows = [
     arrow("225,42 225,60 80,60 80,78", "as it is", (92, 54)), arrow("305,42 305,60 435,60 435,78", "averaged", (330, 54)),
@@ -328,15 +304,13 @@ arrows = [
     arrow("435,486 435,537 362,537"), arrow("20,167 6,167 6,537 148,537", "target", (14, 530)),
 ]
 
-# %% mystnb={"figure": {"caption": "HLGFA, one level of it. Data have round corners, what is learned is orange, the frozen backbone is dashed. Content (green) comes from the low resolution; the high one (blue) may scale, shift and gate it through two narrow networks, and is the target.", "name": "fig-hlgfa-architecture"}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "HLGFA, one level of it. Content (green) comes from the low resolution; the high one (blue) may scale, shift and gate it through two narrow networks, and is the target.", "name": "fig-hlgfa-architecture"}} tags=["hide-input"]
 DESCRIPTION = (
     "Diagram. The image goes through one frozen backbone at full and at lower resolution. The low-resolution features pass a stem, "
     "are scaled and shifted, get a gated correction and become the answer. The high-resolution features are split into structure, which "
     "gives scale and shift, and detail, which gives the gate. Answer and high-resolution features are compared: the misalignment."
 )
-head = '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="6" refY="3.5" orient="auto"><path d="M0,0 L7,3.5 L0,7 Z" fill="currentColor"/></marker></defs>'
-frame = 'viewBox="0 0 520 562" style="width:100%;max-width:560px;color:inherit" font-family="sans-serif" font-size="14.5"'
-HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(data_boxes + network_boxes + arrows)}</svg>')
+HTML(diagram.figure(boxes + arrows, 520, 562, DESCRIPTION))
 
 # %% [markdown]
 # ### Structure and detail

@@ -15,7 +15,6 @@ from uad_core.backbones import load_backbone
 from uad_core.errors import UserError
 from uad_core.features import Features, Live
 from uad_core.methods.hlgfa import HLGFA, HLGFAConfig, Refine, decompose
-from uad_core.methods.spread import soft_norm
 from uad_core.randomness import seeded
 
 SMALL = dict(steps=2, augment=0.0)
@@ -146,12 +145,21 @@ def test_the_loss_is_the_sum_of_mean_square_differences() -> None:
 def test_the_residual_is_measured_by_what_is_normal() -> None:
     model = hlgfa().fit(image_set(weave(16, size=128)), progress=False)
     description = model.describe(tensor(weave(2, seed=3, size=128)))
-    for (a, b), spread, m in zip(
-        model.align(description), model.spreads, model.map_residuals(description).values(), strict=True
-    ):
-        d = soft_norm(a, model.config.tau) - soft_norm(b, model.config.tau)
-        x = d[1, :, 2, 1] - spread.mean
-        torch.testing.assert_close(m[1, 2, 1], x @ spread.precision @ x, rtol=1e-4, atol=1e-5)
+    parts = zip(model.align(description), model.spreads, model.expectations, strict=True)
+    for (a, b), spread, expected, m in zip(*zip(*parts), model.map_residuals(description).values(), strict=True):
+        x = (a - b)[1, :, 2, 1] - spread.mean
+        e = (expected.slope @ b[1, :, 2, 1] + expected.intercept).exp()
+        wanted = x @ spread.precision @ x * min(1.0, 2.0 / e.item())
+        torch.testing.assert_close(m[1, 2, 1], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_expected_excuses_and_never_accuses() -> None:
+    model = hlgfa().fit(image_set(weave(16, size=128)), progress=False)
+    assert all(expected.slope.abs().max() > 0 for expected in model.expectations)
+    description = model.describe(tensor(damage(weave(2, seed=3, size=128))[0]))
+    raw = [m for m, _ in model.spread_out(description)]
+    for before, after in zip(raw, model.map_residuals(description).values(), strict=True):
+        assert (after <= before * (1 + 1e-6)).all() and torch.isclose(after, before).float().mean() > 0.3
 
 
 def test_both_resolutions_are_of_one_image() -> None:

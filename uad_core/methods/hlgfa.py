@@ -33,7 +33,7 @@ from uad_core.features import Described
 from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Count, Counts, Fraction, Size, TrainedConfig, fact, reconstruction
-from uad_core.methods.spread import NormalSpread, measure_spreads, soft_norm
+from uad_core.methods.spread import Expectation, NormalSpread, measure_expectations, measure_spreads
 from uad_core.training import train
 
 __all__ = ["HLGFA", "HLGFAConfig", "Refine", "decompose"]
@@ -57,11 +57,10 @@ class HLGFAConfig(TrainedConfig):
     augment: Fraction = reconstruction(0.5, "share of the training images that nuisances are drawn for; 0 for none")
     floor: Size = reconstruction(0.1, "smallest deviation of a channel, as a fraction of its level's median one")
     mode: Literal["normal", "mse", "cos"] = reconstruction(
-        "normal", "residual: difference of soft directions in units of normal ones; or distance, or direction"
+        "normal", "residual: difference by what is normal and by what is expected there; or distance, or direction"
     )
-    tau: Size = reconstruction(2.5, "length at which a feature's direction counts by half (mode 'normal')")
     finest: Size = reconstruction(0.5, "weight of the finest level among logarithms, of the others 1")
-    sigma: Size = reconstruction(4.0, "pixels of the map; smooths it")
+    sigma: Size = reconstruction(5.0, "pixels of the map; smooths it")
     map_stride: Annotated[int, Field(ge=1, le=32)] = reconstruction(2, "pixels of the image per pixel of the map")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
     batch_size: Count = reconstruction(4, "images per step")
@@ -166,6 +165,7 @@ class HLGFA(FeatureDetector):
         self.refine = nn.ModuleList(Refine(c, config) for c in backbone.channels)
         self.scales = nn.ModuleList(ChannelScale(c) for c in backbone.channels * 2)
         self.spreads = nn.ModuleList(NormalSpread(c) for c in backbone.channels)
+        self.expectations = nn.ModuleList(Expectation(c) for c in backbone.channels)
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -201,9 +201,12 @@ class HLGFA(FeatureDetector):
         return torch.stack([distance.mean() for distance in self.distances(description)]).sum()
 
     def differences(self, description: list[Tensor]) -> list[Tensor]:
-        """Return the misalignment of each level in soft directions (N, C_l, h_l, w_l): equation (hfr-soft)."""
-        tau = self.config.tau
-        return [soft_norm(target, tau) - soft_norm(found, tau) for target, found in self.align(description)]
+        """Return what is not foretold of each level (N, C_l, h_l, w_l): d_l of equation (hlgfa-residual)."""
+        return [target - found for target, found in self.align(description)]
+
+    def spread_out(self, description: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return each level's difference in normal units (N, h_l, w_l), eq. (hfr-spread), and what was foretold."""
+        return [(spread(a - b), b) for spread, (a, b) in zip(self.spreads, self.align(description))]
 
     def map_residuals(self, description: list[Tensor]) -> dict[str, Tensor]:
         """Return m_1 ... m_K, finest first: how far the resolutions are from being aligned, equation (hlgfa-residual).
@@ -212,14 +215,16 @@ class HLGFA(FeatureDetector):
         "normal". [that misalignment is the anomaly is the paper's, its measure a reconstruction]
         """
         if self.config.mode == "normal":
-            maps = [spread(d) for spread, d in zip(self.spreads, self.differences(description))]
+            maps = [expected(*found) for expected, found in zip(self.expectations, self.spread_out(description))]
         else:
             maps = self.distances(description)
         return {f"m_{level}": m for level, m in enumerate(maps, 1)}
 
     def calibrate(self, normal: Described) -> None:
-        """Measure how normal images that were not learned from are misaligned: equation (hfr-spread)."""
-        measure_spreads(self.spreads, (self.differences(d) for d in normal.in_order(self.device)))
+        """Measure how normal images not learned from are misaligned: equations (hfr-spread), (hfr-expected)."""
+        seen = list(normal.in_order(self.device))  # looking at an image costs more than aligning it twice
+        measure_spreads(self.spreads, (self.differences(d) for d in seen))
+        measure_expectations(self.expectations, (self.spread_out(d) for d in seen))
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
         measure_channels(self.scales, data, self.config.floor)
