@@ -82,7 +82,10 @@ shown = []
 for kind in [*sorted(set(kinds) - {"good"})[:5], "good"]:
     of_kind = np.flatnonzero(kinds == kind)
     shown += [int(of_kind[np.argsort(areas[of_kind], kind="stable")[len(of_kind) // 2]])] if len(of_kind) else []
-titles = [kinds[i] for i in shown]
+titles = [str(kinds[i]) for i in shown]
+
+# %% tags=["nbval-check-output"]
+print(*titles, sep=", ")
 
 # %% [markdown]
 # Each method is fitted, judges all test images, and is drawn on the chosen ones: image, mask, its residual maps from fine to coarse, the anomaly map, the verdict. Colours have one scale for each method: those of two methods cannot be compared, the places can.
