@@ -877,7 +877,7 @@ for k in (1, 2, 3, 5, 10):
 plots.line_with_band(pd.DataFrame(rows), "k", "value", "measure", xlabel="atoms in a combination, k", ylabel="measure (%)", logx=True)
 
 # %% [markdown]
-# Look in {numref}`fig-sgfr-k` at where each measure stops rising. The profiles `smoke` and `cpu` use three ◇, the larger ones five, since each further atom costs another pass over the bank, and by {eq}`sgfr-blind` a share of every defect.
+# Look in {numref}`fig-sgfr-k` at where each measure stops rising (on this product, with this one bank). The profiles `smoke` and `cpu` use three ◇, the larger ones five, since each further atom costs another pass over the bank, and by {eq}`sgfr-blind` a share of every defect.
 #
 # ### The ledger
 #
