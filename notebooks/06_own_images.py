@@ -137,7 +137,7 @@ print(f"{len(learned)} images to learn from, {len(held_out)} held out, {len(late
 
 # %%
 known, unknown = {}, {}
-for method, settings in (("knn", {"bank": 100_000}), ("sgfr", {}), ("hfr", {})):
+for method, settings in (("knn", {"bank": 100_000}), ("sgfr", {}), ("hfr", {"epochs": 10})):
     model = uad_core.create(method, profile="smoke", image_size=SIZE, seed=SEED, **settings)
     model.fit(few, progress=False)
     known[method] = model.predict(few.subset(learned), progress=False)[1]
@@ -325,12 +325,14 @@ sheet
 #
 # * The limit falls slowly: with many images it approaches the rate that was asked for like $1/\sqrt k$. The teeth are places where $k$ grows by one.
 # * At $m = 1/\alpha - 1$ the curve of 2 % *jumps up*: the step is the price of assuming nothing.
-# * Few images do not cost false alarms but *misses*. With two held out of twenty, the threshold lies nearly twenty deviations above the mean (of the logarithms), where two would do if mean and deviation were known. Such a threshold flags hardly anything, defects included. With six of fifty it lies at three. The promise is kept either way; what it is worth has to be seen on defects.
+# * Few images do not cost false alarms but *misses*. With two held out of twenty, the threshold lies some twenty deviations above the mean (of the logarithms), where two would do if mean and deviation were known. Such a threshold flags hardly anything, defects included. With six of fifty it lies at three. The promise is kept either way; what it is worth has to be seen on defects.
 
 # %% tags=["nbval-check-output"]
 for n in (20, 50, 200, 392):
     m = len(hold_out(n, SEED)[1])
     print(f"{n:3d} good images:", promise(1.0, 0.02, m).split(", if")[0])
+few_factors = [stats.t.ppf(0.98, m - 1) * math.sqrt(1 + 1 / m) for m in (2, 6)]
+print(f"two held-out images: {few_factors[0]:.0f} deviations above the mean; six: {few_factors[1]:.0f}; known law: {stats.norm.ppf(0.98):.0f}")
 print(f"the step at 2 %: {at_most(0.02, 48):.1%} with 48 held-out images and the assumption, {at_most(0.02, 49):.1%} with 49 and none")
 
 # %% [markdown]
@@ -403,7 +405,7 @@ print("and the Pareto law does not:", (few_pareto["kept in (% of cases)"] < 94).
 #
 # 1. *Further parts come about like the held-out ones.* Photographs of one afternoon promise something about that afternoon.
 # 2. *The images are independent.* Twenty photographs of one part are one part, not twenty. Nothing in the files tells the package; it only notices copies that are equal to the last bit, and names them.
-# 3. *The detector is the one that was judged.* Nearly: the held-out images also set the units in which residuals are measured ({ref}`HFR's chapter <chapter-hfr>` says how), each half being scored while the other half calibrates; in use, both halves calibrate. With very few held-out images the halves calibrate worse than both together, held-out scores are too high, and the threshold is too high as well: few false alarms, many misses. We will meet it below.
+# 3. *The detector is the one that was judged.* Nearly: the held-out images also set the units in which residuals are measured ({ref}`HFR's chapter <chapter-hfr>` says how), each half being scored while the other half calibrates; in use, both halves calibrate. With few held-out images the halves calibrate worse than both together, held-out scores come out too high, and so does the threshold: few false alarms, many misses.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -414,13 +416,13 @@ print("and the Pareto law does not:", (few_pareto["kept in (% of cases)"] < 94).
 # %% [markdown]
 # ## Photographing
 #
-# A detector learns everything that the good images share, and everything in which they differ. Light, pose, background and focus are part of both. The rule follows: *what shall be ignored must vary in the training images, and what need not vary should not*. To see what each costs, we fit SGFR on 120 jars and photograph the same sixty good jars and the twenty-five defective ones again, each time with one thing changed.
+# A detector learns everything that the good images share, and everything in which they differ. Light, pose, background and focus are part of both. The rule follows: *what shall be ignored must vary in the training images, and what need not vary should not*. To see what each costs, we fit SGFR on 120 jars and photograph forty good jars and the twenty-five defective ones of the test set again, each time with one thing changed.
 
 # %%
 detector = uad_core.create("sgfr", profile="smoke", image_size=SIZE, seed=SEED)
 detector.fit(data.train, progress=False)
 threshold = detector.threshold.item()
-good, bad = later.images(), data.test.subset(data.test.labels).images()
+good, bad = later.subset(range(40)).images(), data.test.subset(data.test.labels).images()
 print(promise(threshold, detector.config.false_alarms, len(detector.normal_scores)))
 
 # %% [markdown]
@@ -494,14 +496,14 @@ costs = pd.DataFrame({name: cost_of(change, detector) for name, change in CHANGE
 costs.style.format({"median score of good parts": "{:.2f}"}, precision=0)
 
 # %% [markdown]
-# Read the table in two columns. *False alarms* say what happens on the day when the camera is changed and the threshold is not. *AUROC* says whether a new threshold would help: where it stays, the scores of all images have moved together, and refitting on good images of today repairs it; where it falls, the defects are no longer told from what was changed, and only another photograph helps.
+# Most of these pictures can hardly be told from the first, and most of them cost nearly all good parts. Read the table in two columns. *False alarms* say what happens on the day when the camera is changed and the threshold is not. *AUROC* says whether a new threshold would help: where it stays, the scores of all images have moved together, and refitting on good images of today repairs it; where it falls, the defects are no longer told from what was changed, and only another photograph helps.
 
 # %% tags=["nbval-check-output"]
 plain = costs.loc["as photographed"]
 alarmed = costs["false alarms (%)"] >= 10
-print("at least one good part in ten is flagged after:", *costs.index[alarmed], sep="\n  ")
-raised = costs["median score of good parts"] > 1.1 * plain["median score of good parts"]
-print("scores of good parts rise by a tenth or more after:", *costs.index[raised], sep="\n  ")
+print(f"{alarmed.sum()} of {len(costs) - 1} changes flag at least one good part in ten; not so:", *costs.index[~alarmed][1:])
+kept = costs["image AUROC (%)"] > plain["image AUROC (%)"] - 5
+print("and AUROC falls by less than five points after:", *costs.index[kept & alarmed], sep="\n  ")
 
 # %% [markdown]
 # What to do, in the order of what it brings:
@@ -526,7 +528,14 @@ both = pd.concat({"constant light": costs.loc[watched, columns], "varied light":
 both.style.format(precision=0)
 
 # %% [markdown]
-# Tolerance has a price, which stands in the columns of missed defects: a threshold above everything that varies is a high one.
+# The false alarms are gone, and the ranking under changed light is about as good as under constant light. Tolerance has a price, which stands in the columns of missed defects: a threshold above everything that varies is a high one.
+
+# %% tags=["nbval-check-output"]
+print("with varied training images hardly any good part is flagged:", (after["false alarms (%)"] <= 5).all())
+print("and under constant light more defects are missed:", after.loc["as photographed", "missed (%)"] > plain["missed (%)"])
+
+# %% [markdown]
+# What will not vary on your line should not vary in `train/good` either.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -541,10 +550,10 @@ both.style.format(precision=0)
 # **Method.** `sgfr` stores patches: it fits in seconds and works from few images. `hfr` and `hlgfa` train a network: slower to fit, quick to predict. `rlr` learns several products in one model. `glad` makes images and needs a GPU. `knn` is the yardstick: what does not beat it is not worth its time.
 
 # %%
-def tried(method, size, **settings):
+def tried(method, size):
     """Fit on sixty jars, judge the test set, and return metrics and seconds."""
     part = procedural.load("jar", image_size=size, n_test=40, seed=SEED)
-    model = uad_core.create(method, profile="smoke", image_size=size, seed=SEED, **settings)
+    model = uad_core.create(method, profile="smoke", image_size=size, seed=SEED)
     train, test = part.train.images(), part.test.images()
     start = time.perf_counter()
     model.fit(train, progress=False)
@@ -552,11 +561,11 @@ def tried(method, size, **settings):
     maps, scores = model.predict(test, progress=False)
     judged = metrics.evaluate(scores, part.test.labels, maps, part.test.masks(model.map_size))
     seconds = {"fit (s)": fitted - start, "ms per image": 1000 * (time.perf_counter() - fitted) / len(test)}
-    return {"size": size, **{name: 100 * judged[name] for name in ("image_auroc", "pixel_ap", "aupro")}, **seconds}
+    return {**{name: 100 * judged[name] for name in ("image_auroc", "pixel_ap", "aupro")}, **seconds}
 
 
-trials = [("knn", 128, {}), ("hfr", 128, {}), ("sgfr", 64, {}), ("sgfr", 128, {}), ("sgfr", 192, {}), ("sgfr", 128, {"strides": "8,16"})]
-by_choice = pd.DataFrame([{"method": method + "".join(f", {k} {v}" for k, v in options.items()), **tried(method, size, **options)} for method, size, options in trials])
+trials = [("knn", 128), ("hfr", 128), ("sgfr", 64), ("sgfr", 128), ("sgfr", 192)]
+by_choice = pd.DataFrame([{"method": method, "size": size, **tried(method, size)} for method, size in trials])
 by_choice.style.format(precision=1).hide(axis="index")
 
 # %% [markdown]
@@ -568,7 +577,7 @@ print("larger images rank better here:", of_size["image_auroc"].is_monotonic_inc
 print("and localise better:", of_size["pixel_ap"].is_monotonic_increasing)
 
 # %% [markdown]
-# **Levels.** Fine levels see scratches and misprints, coarse ones missing and misplaced parts. Which level sees your defect can be asked of a fitted detector, without another fit: take each residual map alone.
+# **Levels.** A fine level has the sharper map, a coarse one knows more of the surroundings. One expects the first to see scratches and the second missing parts; which level sees *your* defect can be asked of a fitted detector, without another fit. Take each residual map alone, here of strides 4, 8 and 16:
 
 # %%
 kinds = np.array(data.test.defects)
@@ -578,10 +587,14 @@ for name, maps in residuals.items():
     alone = scoring.gaussian_blur(scoring.upsample(maps, detector.map_size), detector.config.sigma)
     scores = scoring.image_score(alone, "top").numpy()
     by_level[name] = {kind: 100 * metrics.auroc(scores[np.isin(kinds, ("good", kind))], kinds[np.isin(kinds, ("good", kind))] == kind) for kind in sorted(set(kinds) - {"good"})}
-pd.DataFrame(by_level).style.format(precision=0)
+by_level = pd.DataFrame(by_level)
+by_level.style.format(precision=0)
+
+# %% tags=["nbval-check-output"]
+print("cracks are told best by the coarsest level:", by_level.loc["crack"].idxmax() == "s_3")
 
 # %% [markdown]
-# Each number is an image AUROC in percent, over five defective images of a kind and fifteen good ones, so differences of ten points mean nothing here. What to look for is a row in which one level is near chance and another is not: if that is your defect, give the other one a say with `--set strides=...`, or weights where the method has them.
+# Each number is an image AUROC in percent, over five defective images of a kind and fifteen good ones, so differences of ten points mean nothing here. What to look for is a row in which one level is near chance and another is not. The cracks are such a row, and against the expectation: a crack is narrow, and yet the coarsest level ranks it best, since a glass wall with a line through it is unusual as a whole, while fine edges are everywhere in a jar. If it is your defect, give that level a say with `--set strides=8,16`.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -603,7 +616,7 @@ def uad(command, lines=12):
     """Run a command of the package; print its warnings, its output (the first lines) and its exit status."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = CliRunner().invoke(app, shlex.split(command))
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
     told = [f"warning: {w.message}" for w in caught if issubclass(w.category, uad_core.datasets.DataWarning)]
     told += result.output.splitlines() if not isinstance(result.exception, Exception) else [f"error: {result.exception}"]
     for line in [*told[:lines], *["..."] * (len(told) > lines)]:
@@ -685,26 +698,30 @@ plots.picture_grid({"image": pictures, "map": torch.from_numpy(blended).permute(
 # (own-more)=
 # ### More images for the threshold
 #
-# Good images that the detector has not learned from can place the threshold at any time, as many as there are. The detector of the section on photographs has held out fifteen jars; we give it 120 of `fresh` and keep another 120 as production.
+# Good images that the detector has not learned from can place the threshold at any time, as many as there are. The detector of the section on photographs learned from 120 jars and has held out fifteen of them; we give it 120 of `fresh`, and keep another 120 as production.
 
 # %%
+def worth(model):
+    """What a threshold is worth: what it rests on, what it promises, and which defects it misses."""
+    m = len(model.normal_scores)
+    missed = (model.predict(bad, progress=False)[1] <= model.threshold.item()).mean()
+    return {"held out": m, "threshold": model.threshold.item(), "at most (% false alarms)": 100 * at_most(0.02, m), "missed (% of defects)": 100 * missed}
+
+
 more, production = fresh.subset(range(60, 180)), fresh.subset(range(180, 300))
-scores_of_more = torch.from_numpy(detector.predict(more, progress=False)[1])
-print("before:", promise(detector.threshold.item(), 0.02, len(detector.normal_scores)))
-detector.place_threshold(scores_of_more)
-print("after: ", promise(detector.threshold.item(), 0.02, len(detector.normal_scores)))
+thresholds = {"60 jars, as in the run above": worth(uad_core.load("runs/jar/model")), "120 jars": worth(detector)}
+detector.place_threshold(torch.from_numpy(detector.predict(more, progress=False)[1]))
+thresholds["120 jars, and 120 more for the threshold"] = worth(detector)
+thresholds = pd.DataFrame(thresholds).T
+thresholds.style.format({"held out": "{:.0f}", "threshold": "{:.2f}"}, precision=1)
 
 # %% tags=["nbval-check-output"]
-def rates_at(limit):
-    return 100 * (detector.predict(good, progress=False)[1] > limit).mean(), 100 * (detector.predict(bad, progress=False)[1] <= limit).mean()
-
-
-before, now = rates_at(threshold), rates_at(detector.threshold.item())
-print("the threshold from few images was the higher one:", threshold > detector.threshold.item())
-print("with the new one fewer defects are missed:", now[1] < before[1])
+print("fewer images, a higher threshold and more misses:", thresholds["threshold"].iloc[0] > thresholds["threshold"].iloc[1] and thresholds["missed (% of defects)"].iloc[0] > thresholds["missed (% of defects)"].iloc[1])
+print("more images for the threshold, a better promise:", thresholds["at most (% false alarms)"].is_monotonic_decreasing)
+print(promise(detector.threshold.item(), 0.02, len(detector.normal_scores)).split(": ")[1])
 
 # %% [markdown]
-# The first threshold was too high, for the third reason above: with few held-out images, half of which calibrate the other half, their scores are too large. It kept its promise and missed defects.
+# From sixty to 120 jars the threshold falls and fewer defects are missed, although both promise 2 %: this is what few images cost. The further 120 jars leave the threshold about where it was, so it had good luck; but now one knows, and nothing is assumed any more. `detector.save(folder)` keeps the new threshold.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -879,12 +896,11 @@ by_precision = pd.DataFrame({name: measured(name) for name in PRECISIONS}).T if 
 by_precision.style.format(precision=2)
 
 # %% tags=["nbval-check-output"]
-exported = by_precision if EXPORTS else None
-print("half precision moves scores by less than 1 % and keeps the threshold:", not EXPORTS or exported.loc["half", "scores move by (%)"] < 1 and bool(exported.loc["half", "keeps its threshold"]))
-print("eight bits move them more than half precision does:", not EXPORTS or exported.loc["int8", "scores move by (%)"] > exported.loc["half", "scores move by (%)"])
+moves = by_precision["scores move by (%)"] if EXPORTS else {"half": 0, "int8": 100}
+print("half precision moves scores by less than a tenth, eight bits by more:", moves["half"] < 10 < moves["int8"])
 
 # %% [markdown]
-# Where scores move by more than a tenth, the threshold was placed for other scores. The file then has none, and its verdict is "no verdict", until somebody places one by the file's own scores of held-out images.
+# SGFR divides by what a few atoms leave of a feature, and eight bits are too coarse for that: the ranking itself is lost. Half precision leaves the metrics as they are. Where scores move by more than a tenth, the threshold was placed for other scores. The file then has none, and its verdict is "no verdict", until somebody places one by the file's own scores of held-out images.
 #
 # On real products, with the profile `cpu` at 256 pixels and one thread:
 #
@@ -896,7 +912,7 @@ print("eight bits move them more than half precision does:", not EXPORTS or expo
 # ```{admonition} Take-away
 # :class: note
 # One file holds the detector; ten lines run it, with the same scores to 1e-4.
-# Half precision halves it for nothing. Eight bits change residuals: measure before you trust them.
+# Half precision halves it, and the metrics stay. Eight bits change residuals: measure before you trust them.
 # ```
 #
 # ## Promised and observed
