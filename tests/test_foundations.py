@@ -1,8 +1,9 @@
-"""The foundation chapters: folded solutions pass their own checks, wrong answers do not, boxes stay short."""
+"""The foundation chapters and the one on own images: folded solutions pass their own checks, wrong answers do not, boxes stay short."""
 
 from __future__ import annotations
 
 import ast
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 jupytext = pytest.importorskip("jupytext", reason="the tool chain of the book is not installed: pip install .[book]")
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = {path.stem: jupytext.read(path).cells for path in sorted((ROOT / "notebooks").glob("f[0-9]_*.py"))}
+CHAPTERS = {path.stem: jupytext.read(path).cells for name in ("f[0-9]_*.py", "06_*.py")
+            for path in sorted((ROOT / "notebooks").glob(name))}  # fmt: skip
 SETUP = ("MAP = np.array",)  # cells that a check needs besides the imports
 
 each_chapter = pytest.mark.parametrize("name", CHAPTERS)
@@ -43,6 +45,7 @@ SOLVED = {
     "f1_judging": {"check_shift": "shift_residual", "check_reported": "reported"},
     "f2_frozen_features": {"check_fields": "fields", "check_axis": "first_axis"},
     "f3_decisions": {"check_pairs": "pairs", "check_overlap": "overlap"},
+    "06_own_images": {"check_needed": "needed", "check_cusum": "cusum"},
 }
 WRONG = {
     "check_shift": lambda x: (x[..., 1:] - x[..., :-1]).abs().mean(1),
@@ -51,6 +54,8 @@ WRONG = {
     "check_axis": lambda rows, steps: torch.linalg.svd(rows, full_matrices=False).Vh[0],  # the mean is not taken off
     "check_pairs": lambda s, y: (s[y][:, None] > s[~y]).mean(),  # ties count nothing
     "check_overlap": lambda m, mask, t: (m[mask] >= t).mean(),  # pixels, not regions
+    "check_needed": lambda bound, k: math.ceil(3 * k / bound),  # the rule of three, k times
+    "check_cusum": lambda scores, held, kappa: ((scores[:, None] > held).mean(1) - 0.5 - kappa).cumsum(),  # never anew
 }
 
 

@@ -133,8 +133,9 @@ def test_a_change_of_text_keeps_the_outputs(small_tree):
         ("uad_core/methods/windows.py", {"03_rlr"}),
         ("uad_core/probing.py", {"f2_frozen_features"}),
         ("uad_core/diffusion.py", {"05_glad"}),
-        ("uad_core/cli.py", set()),
-        ("uad_core/prediction.py", set()),
+        ("uad_core/cli.py", {"06_own_images"}),
+        ("uad_core/prediction.py", {"06_own_images"}),
+        ("uad_core/bookbuild.py", set()),
     ],
 )
 def test_a_change_of_one_module_makes_only_the_chapters_stale_that_reach_it(tmp_path, changed, stale):
