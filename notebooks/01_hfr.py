@@ -1140,6 +1140,8 @@ def check_fading(candidate):
 # %% [markdown]
 # ## Further reading
 #
+# {doc}`08_gallery` shows what all five methods make of the same images, on your own copy of real data too.
+#
 # In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image; on the page {doc}`/book/draw` it looks at defects that you paint.
 #
 # * {cite:t}`chen2024hfr` is the paper of this chapter.

@@ -1102,6 +1102,8 @@ def check_deflate(candidate):
 # %% [markdown]
 # ## Further reading
 #
+# {doc}`08_gallery` shows what all five methods make of the same images, on your own copy of real data too.
+#
 # In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image; on the page {doc}`/book/draw` it looks at defects that you paint.
 #
 # * {cite:t}`hotta2025sgfr` is the paper of this chapter.

@@ -1252,6 +1252,8 @@ def check_hair(candidate):
 #
 # ## Further reading
 #
+# {doc}`08_gallery` shows what all five methods make of the same images, on your own copy of real data too.
+#
 # In {doc}`the explorer </book/explorer>` the levels of this method are switched off and on image by image.
 #
 # * {cite:t}`zhou2026hlgfa` is the paper of this chapter.

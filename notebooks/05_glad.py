@@ -1094,6 +1094,8 @@ def check_distance(candidate):
 #
 # ## Further reading
 #
+# {doc}`08_gallery` shows what all five methods make of the same images, on your own copy of real data too.
+#
 # * {cite:t}`yao2024glad` is the paper of this chapter.
 # * {cite:t}`ho2020ddpm` derive the loss {eq}`glad-ddpm` and show what it draws.
 # * {cite:t}`song2021ddim` find the processes {eq}`glad-family` that share it.

@@ -128,11 +128,11 @@ def test_a_change_of_text_keeps_the_outputs(small_tree):
 @pytest.mark.parametrize(
     ("changed", "stale"),
     [
-        ("uad_core/methods/hfr.py", {"01_hfr", "02_sgfr", "04_hlgfa"}),  # the later chapters compare with HFR
+        ("uad_core/methods/hfr.py", {"01_hfr", "02_sgfr", "04_hlgfa", "06_own_images", "08_gallery"}),
         ("uad_core/plots/curves.py", set(NAMES)),
-        ("uad_core/methods/windows.py", {"03_rlr"}),
+        ("uad_core/methods/windows.py", {"03_rlr", "06_own_images", "08_gallery"}),  # the export knows all methods
         ("uad_core/probing.py", {"f2_frozen_features"}),
-        ("uad_core/diffusion.py", {"05_glad"}),
+        ("uad_core/diffusion.py", {"05_glad", "08_gallery"}),
         ("uad_core/cli.py", {"06_own_images"}),
         ("uad_core/prediction.py", {"06_own_images"}),
         ("uad_core/bookbuild.py", set()),
