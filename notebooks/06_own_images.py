@@ -69,6 +69,7 @@ from uad_core.cli import app
 from uad_core.datasets import procedural
 from uad_core.export import PRECISIONS, export, session
 from uad_core.methods.base import hold_out
+from uad_core.plots import diagram
 from uad_core.promise import at_most, expected, place, promise
 from uad_core.randomness import seeded
 from uad_core.synthesis import foreground_masks
@@ -76,50 +77,27 @@ from uad_core.synthesis import foreground_masks
 plots.style()
 SIZE, SEED = 128, 0
 
-# %% tags=["hide-input"]
-INK = 'fill="none" stroke="currentColor" stroke-width="1.4"'
-TINTS = {"input": "rgba(0,114,178,.22)", "command": "rgba(230,159,0,.26)", "left": "rgba(0,158,115,.22)", "you": "none"}
-
-
-def words(x, y, text, size=14.5):
-    """A line of text, centred."""
-    return f'<text x="{x}" y="{y}" text-anchor="middle" font-size="{size}" fill="currentColor" stroke="none">{text}</text>'
-
-
-def box(x, y, width, text, below="", kind="you"):
-    """A rectangle with one line of text, or with a second, smaller one."""
-    shape = f'<rect x="{x}" y="{y}" width="{width}" height="46" rx="{0 if kind == "command" else 12}" {INK} style="fill:{TINTS[kind]}"/>'
-    return shape + words(x + width / 2, y + (20 if below else 28), text) + words(x + width / 2, y + 37, below, 12)
-
-
-def arrow(points, text="", at=(0, 0)):
-    """A line through points with a head at its end, and words beside it."""
-    return f'<polyline points="{points}" {INK} marker-end="url(#own-tip)"/>' + words(*at, text, 12)
-
-
+# %% mystnb={"figure": {"caption": "The way of this page: images, the three commands, and what they leave. The way back from the bottom is the part that is forgotten most easily.", "name": "fig-own-way"}} tags=["hide-input"]
+box, arrow = diagram.box, diagram.arrow
 boxes = [
-    box(205, 10, 210, "my_part/train/good", "photographs of good parts", "input"),
-    box(20, 100, 190, "seven in eight", "learn what is normal", "input"), box(410, 100, 190, "one in eight, held out", "threshold and its promise", "input"),
-    box(205, 190, 210, "uad run --report", "detector, metrics, report", "command"),
-    box(20, 280, 190, "uad predict --report", "verdict on new images", "command"), box(410, 280, 190, "uad export", "model.onnx, any machine", "command"),
-    box(20, 370, 190, "report.html, scores", "highest scores, what to check", "left"), box(410, 370, 190, "ten lines of Python", "or a browser, or a line", "left"),
-    box(205, 460, 210, "Has the line changed?", "count alarms, compare ranks"),
+    box(205, 10, 210, "train/good\nphotographs of good parts", "image"),
+    box(20, 100, 190, "seven in eight\nlearn what is normal", "image"), box(390, 100, 210, "one in eight, held out\nthreshold and its promise", "image"),
+    box(205, 190, 210, "uad run --report\ndetector, metrics, report", "step"),
+    box(20, 280, 190, "uad predict --report\nverdict on new images", "step"), box(390, 280, 210, "uad export\nmodel.onnx, any machine", "step"),
+    box(20, 370, 190, "report.html, scores\nwhat to check", "stored"), box(390, 370, 210, "ten lines of Python\nor a browser, or a line", "stored"),
+    box(205, 460, 210, "Has the line changed?\ncount alarms, compare ranks", "step"),
 ]
-
-# %% mystnb={"figure": {"caption": "The way of this page. Blue: images. Orange: commands. Green: what they leave. The way back from the bottom is the part that is forgotten most easily.", "name": "fig-own-way"}} tags=["hide-input"]
 arrows = [
-    arrow("250,56 150,98"), arrow("370,56 470,98"), arrow("150,146 250,188"), arrow("470,146 370,188"), arrow("250,236 150,278"), arrow("370,236 470,278"),
-    arrow("115,326 115,368"), arrow("505,326 505,368"), arrow("150,416 250,458"), arrow("470,416 370,458"),
-    arrow("415,483 612,483 612,33 417,33", "new good images", (520, 24)),
+    arrow("250,61 150,98"), arrow("370,61 470,98"), arrow("150,151 250,188"), arrow("470,151 370,188"), arrow("250,241 150,278"), arrow("370,241 470,278"),
+    arrow("115,331 115,368"), arrow("495,331 495,368"), arrow("150,421 250,458"), arrow("470,421 370,458"),
+    arrow("415,485 612,485 612,35 417,35", "new good images", (465, 27)),
 ]
 DESCRIPTION = (
     "Diagram. A folder of photographs of good parts is divided: seven in eight are learned from, one in eight is held out and places the threshold. The "
     "command uad run makes the detector and a report. From it, uad predict judges new images and leaves a report and scores, and uad export leaves one file that "
     "ten lines of Python run. Both lead to the question whether the line has changed; if it has, new good images go into the folder."
 )
-head = '<defs><marker id="own-tip" markerWidth="8" markerHeight="8" refX="6" refY="3.5" orient="auto"><path d="M0,0 L7,3.5 L0,7 Z" fill="currentColor"/></marker></defs>'
-frame = 'viewBox="0 0 620 516" style="width:100%;max-width:600px;color:inherit" font-family="sans-serif"'
-HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(boxes + arrows)}</svg>')
+HTML(diagram.figure(boxes + arrows, 620, 520, DESCRIPTION))
 
 # %% [markdown]
 # ## Why the threshold needs images of its own
@@ -167,10 +145,10 @@ pd.DataFrame({
 # %% [markdown]
 # How wrong the idea is depends on how much the method remembers. In {numref}`fig-own-learned`, `knn` with an unlimited bank stores every patch of the forty images: each finds itself, at a distance of next to nothing, and every further good jar is called anomalous. SGFR keeps a small bank, and HFR a small network, so they know their images less well, and the table shows how much is left of the effect. Nobody can say beforehand how much that is, for a given method, number of images and length of training. So the threshold has to come from images that were held out.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 flagged = {method: (unknown[method] > naive[method]).mean() for method in known}
-print("knn flags every unseen good jar:", flagged["knn"] == 1)
-print("sgfr and hfr score unseen good jars higher than the learned, in the median:", all(np.median(unknown[m]) > np.median(known[m]) for m in ("sgfr", "hfr")))
+assert flagged["knn"] == 1, "knn flags every unseen good jar"
+assert all(np.median(unknown[m]) > np.median(known[m]) for m in ("sgfr", "hfr")), "sgfr and hfr score unseen good jars higher than the learned, in the median"
 
 # %% [markdown]
 # ```{admonition} Take-away
@@ -371,14 +349,16 @@ for name, law in LAWS.items():
 simulated = pd.DataFrame(simulated)
 simulated.style.format(precision=1).hide(axis="index")
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 free = simulated[simulated["held out"] >= 49]
-print("from 49 on, both laws keep the promise (94 to 96 % of cases):", free["kept in (% of cases)"].between(94, 96).all())
+assert free["kept in (% of cases)"].between(94, 96).all(), "from 49 on, both laws keep the promise (94 to 96 % of cases)"
 few_normal, few_pareto = (simulated[(simulated["held out"] < 49) & (simulated["law"] == law)] for law in LAWS)
-print("with fewer, the log-normal law does:", few_normal["kept in (% of cases)"].between(94, 96).all())
-print("and the Pareto law does not:", (few_pareto["kept in (% of cases)"] < 94).all())
+assert few_normal["kept in (% of cases)"].between(94, 96).all(), "with fewer, the log-normal law does"
+assert (few_pareto["kept in (% of cases)"] < 94).all(), "and the Pareto law does not"
 
 # %% [markdown]
+# From 49 held-out images on, both laws keep the promise in 94 to 96 % of cases, as they should. With fewer, the log-normal law keeps it, whose logarithms are normal, and the Pareto law does not: the promise is then worth what the assumption is.
+#
 # ### What it rests on
 #
 # The computation holds out, calibrates and places in one function:
@@ -530,9 +510,9 @@ both.style.format(precision=0)
 # %% [markdown]
 # The false alarms are gone, and the ranking under changed light is about as good as under constant light. Tolerance has a price, which stands in the columns of missed defects: a threshold above everything that varies is a high one.
 
-# %% tags=["nbval-check-output"]
-print("with varied training images hardly any good part is flagged:", (after["false alarms (%)"] <= 5).all())
-print("and under constant light more defects are missed:", after.loc["as photographed", "missed (%)"] > plain["missed (%)"])
+# %% tags=["hide-input"]
+assert (after["false alarms (%)"] <= 5).all(), "with varied training images hardly any good part is flagged"
+assert after.loc["as photographed", "missed (%)"] > plain["missed (%)"], "and under constant light more defects are missed"
 
 # %% [markdown]
 # What will not vary on your line should not vary in `train/good` either.
@@ -569,12 +549,12 @@ by_choice = pd.DataFrame([{"method": method, "size": size, **tried(method, size)
 by_choice.style.format(precision=1).hide(axis="index")
 
 # %% [markdown]
-# **Size.** A defect must be a few pixels wide at the size that the detector sees, and at least about one cell of its finest level. Measure the narrowest defect that matters in your photograph, scale it to `--image-size`, and see whether 4 pixels are left (the stride of the finest level of most methods). The cost grows with the area. If the part is large and the defect narrow, cut tiles.
+# **Size.** A defect must be a few pixels wide at the size that the detector sees, and at least about one cell of its finest level. Measure the narrowest defect that matters in your photograph, scale it to `--image-size`, and see whether 4 pixels are left (the stride of the finest level of most methods). The cost grows with the area. If the part is large and the defect narrow, cut tiles. In the table SGFR ranks and localises the better, the larger its images are.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 of_size = by_choice[by_choice["method"] == "sgfr"].set_index("size")
-print("larger images rank better here:", of_size["image_auroc"].is_monotonic_increasing)
-print("and localise better:", of_size["pixel_ap"].is_monotonic_increasing)
+assert of_size["image_auroc"].is_monotonic_increasing, "larger images rank better here"
+assert of_size["pixel_ap"].is_monotonic_increasing, "and localise better"
 
 # %% [markdown]
 # **Levels.** A fine level has the sharper map, a coarse one knows more of the surroundings. One expects the first to see scratches and the second missing parts; which level sees *your* defect can be asked of a fitted detector, without another fit. Take each residual map alone, here of strides 4, 8 and 16:
@@ -590,8 +570,8 @@ for name, maps in residuals.items():
 by_level = pd.DataFrame(by_level)
 by_level.style.format(precision=0)
 
-# %% tags=["nbval-check-output"]
-print("cracks are told best by the coarsest level:", by_level.loc["crack"].idxmax() == "s_3")
+# %% tags=["hide-input"]
+assert by_level.loc["crack"].idxmax() == "s_3", "cracks are told best by the coarsest level"
 
 # %% [markdown]
 # Each number is an image AUROC in percent, over five defective images of a kind and fifteen good ones, so differences of ten points mean nothing here. What to look for is a row in which one level is near chance and another is not. The cracks are such a row, and against the expectation: a crack is narrow, and yet the coarsest level ranks it best, since a glass wall with a line through it is unusual as a whole, while fine edges are everywhere in a jar. If it is your defect, give that level a say with `--set strides=8,16`.
@@ -716,8 +696,8 @@ thresholds = pd.DataFrame(thresholds).T
 thresholds.style.format({"held out": "{:.0f}", "threshold": "{:.2f}"}, precision=1)
 
 # %% tags=["nbval-check-output"]
-print("fewer images, a higher threshold and more misses:", thresholds["threshold"].iloc[0] > thresholds["threshold"].iloc[1] and thresholds["missed (% of defects)"].iloc[0] > thresholds["missed (% of defects)"].iloc[1])
-print("more images for the threshold, a better promise:", thresholds["at most (% false alarms)"].is_monotonic_decreasing)
+assert thresholds["threshold"].iloc[0] > thresholds["threshold"].iloc[1] and thresholds["missed (% of defects)"].iloc[0] > thresholds["missed (% of defects)"].iloc[1], "fewer images, a higher threshold and more misses"
+assert thresholds["at most (% false alarms)"].is_monotonic_decreasing, "more images for the threshold, a better promise"
 print(promise(detector.threshold.item(), 0.02, len(detector.normal_scores)).split(": ")[1])
 
 # %% [markdown]
@@ -799,16 +779,16 @@ bottom.set_xlabel("part")
 top.legend(loc="upper left")
 sheet
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 def first_sign(signs):
     """The first part at which a sign is seen, or None."""
     return int(parts[np.argmax(signs)]) if np.any(signs) else None
 
 
 by_count, by_rank = (first_sign(signs) for signs in (watched_lines["dimming lamp"][0] >= alarm_limit, watched_lines["dimming lamp"][1] > 3.5))
-print("under the steady lamp neither speaks:", not (watched_lines["steady lamp"][0] >= alarm_limit).any() and not (watched_lines["steady lamp"][1] > 3.5).any())
-print("the ranks notice the lamp:", by_rank is not None)
-print("and before the count does:", by_count is None or by_rank < by_count)
+assert not (watched_lines["steady lamp"][0] >= alarm_limit).any() and not (watched_lines["steady lamp"][1] > 3.5).any(), "under the steady lamp neither speaks"
+assert by_rank is not None, "the ranks notice the lamp"
+assert by_count is None or by_rank < by_count, "and before the count does"
 
 # %%
 print(f"ranks: part {by_rank}, when {1 - gains[by_rank - 1]:.0%} of the light is gone")
@@ -895,9 +875,9 @@ def measured(precision):
 by_precision = pd.DataFrame({name: measured(name) for name in PRECISIONS}).T if EXPORTS else pd.DataFrame({"": [SKIPPED]})
 by_precision.style.format(precision=2)
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-input"]
 moves = by_precision["scores move by (%)"] if EXPORTS else {"half": 0, "int8": 100}
-print("half precision moves scores by less than a tenth, eight bits by more:", moves["half"] < 10 < moves["int8"])
+assert moves["half"] < 10 < moves["int8"], "half precision moves scores by less than a tenth, eight bits by more"
 
 # %% [markdown]
 # SGFR divides by what a few atoms leave of a feature, and eight bits are too coarse for that: the ranking itself is lost. Half precision leaves the metrics as they are. Where scores move by more than a tenth, the threshold was placed for other scores. The file then has none, and its verdict is "no verdict", until somebody places one by the file's own scores of held-out images.
