@@ -151,7 +151,7 @@ def elastic_net(
     replaced until it holds every atom that the optimality conditions call for; where a point needs more than `active`
     atoms, its solution is approximate.
 
-    Source: SGFR chapter, equation (sgfr-elastic-net) [reconstruction].
+    Source: SGFR appendix, equation (sgfr-elastic-net) [reconstruction].
     """
     active = min(active, atoms.shape[1])
     width = 3 * atoms.shape[1] + active * (active + points.shape[2])

@@ -140,7 +140,7 @@ class SGFR(FeatureDetector):
     def express(self, levels: list[Tensor]) -> list[Expression]:
         """Combine the data points of each level from its bank.
 
-        Source: SGFR chapter, equations (sgfr-omp) and (sgfr-elastic-net) [solvers are a reconstruction].
+        Source: SGFR chapter, equation (sgfr-omp); its appendix, (sgfr-elastic-net) [solvers are a reconstruction].
         """
         c, pairs = self.config, zip(self.points(levels), self.banks)
         if c.solver == "omp":
