@@ -1,4 +1,4 @@
-"""The foundation chapters and the one on own images: folded solutions pass their own checks, wrong answers do not, boxes stay short."""
+"""The foundation chapters and the last one: solutions pass their own checks, wrong answers do not, boxes stay short."""
 
 from __future__ import annotations
 
