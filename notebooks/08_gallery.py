@@ -59,7 +59,7 @@ plots.style()
 # %% tags=["parameters"]
 PROFILE = os.environ.get("UAD_PROFILE", "smoke")
 DATASET = os.environ.get("UAD_DATASET", "procedural")
-CATEGORY = os.environ.get("UAD_CATEGORY", "circuit")
+CATEGORY = os.environ.get("UAD_CATEGORY", "jar")
 SEED = 0
 
 # %%
@@ -103,7 +103,7 @@ def panel(name):
     maps, scores = detector.predict(own.test, progress=False)
     masks = own.test.masks(detector.map_size) if own.test.has_masks else None
     figures = metrics.evaluate(scores, own.test.labels, maps, masks)
-    measured[name] = figures | {"fit (s)": fitted, "pixels": own.image_size[0]}
+    measured[name] = figures | {"fit (s)": fitted, "pixels": detector.image_size[0]}
     images = own.test.images(shown)
     outlines = torch.from_numpy(own.test.masks()[shown]) if own.test.has_masks else None
     return plots.residual_panel(
