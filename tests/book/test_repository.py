@@ -144,6 +144,14 @@ def test_workflows_are_valid_and_run_what_a_person_runs(repository):
     assert {line.removeprefix("make ") for line in lines} <= targets
 
 
+def test_nothing_is_misspelt(repository):
+    """Against codespell's list of common mistakes: text, comments and names."""
+    places = ["README.md", "book", "notebooks", "uad_core", "tools", "tests", "benchmarks", "results"]
+    check = [sys.executable, "-m", "codespell_lib", "--toml", "pyproject.toml", *places]
+    done = subprocess.run(check, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_readme_shows_what_the_ledger_says(repository):
     tool = runpy.run_path(str(repository / "tools" / "results.py"))
     readme = read(repository, "README.md")
