@@ -25,7 +25,7 @@
 # **On your own copy of real data.** Most licences let nobody show their images in a book. They may be shown where they lie: `uad book --dataset mvtec_ad --category bottle --profile cpu --out my_book` runs
 # the whole book on your copy and leaves this page, with your images on it, in `my_book`.
 #
-# **Cost.** With the built-in images and the profile `smoke` about two minutes on two processor cores; with `cpu` the sum of what {doc}`the chapters </notebooks/07_side_by_side>` say for each method, of which GLAD takes most.
+# **Cost.** With the built-in images and the profile `smoke` about two minutes on two processor cores; with `cpu` the sum of the times in {doc}`07_side_by_side`, of which GLAD takes most.
 # ```
 
 # %% tags=["hide-input"]
