@@ -127,12 +127,12 @@ HTML(f'<svg {frame} role="img" aria-label="{DESCRIPTION}">{head}{"".join(boxes +
 #
 # A detector gives each image a score, and a verdict needs a threshold. With good images alone, the first idea is to score the images that the detector has learned from and to put the threshold above 98 % of them. Then 2 % of good parts should be flagged.
 #
-# We try it with forty jars and three methods, and compare with sixty further good jars that nothing has learned from. The jars are drawn by the package ({ref}`the data chapter <data-expectations>` introduces them); `fresh` stands for the production that comes later.
+# We try it with thirty-two jars and three methods, and compare with sixty further good jars that nothing has learned from. The jars are drawn by the package ({ref}`the data chapter <data-expectations>` introduces them); `fresh` stands for the production that comes later.
 
 # %%
 data = procedural.load("jar", image_size=SIZE, n_train=120, n_test=40, seed=SEED)
 fresh = procedural.load("jar", image_size=SIZE, n_train=300, seed=SEED + 1).train  # another seed: other jars of the same kind
-few, later = data.train.subset(range(40)), fresh.subset(range(60))
+few, later = data.train.subset(range(32)), fresh.subset(range(60))
 learned, held_out = hold_out(len(few), SEED)
 print(f"{len(learned)} images to learn from, {len(held_out)} held out, {len(later)} further good ones")
 
@@ -166,12 +166,12 @@ pd.DataFrame({
 }).T.style.format("{:.3g}")
 
 # %% [markdown]
-# How wrong the idea is depends on how much the method remembers. In {numref}`fig-own-learned`, `knn` with an unlimited bank stores every patch of the forty images: each finds itself, at a distance of next to nothing, and every further good jar is called anomalous. SGFR keeps a small bank, and HFR a small network that was trained for a moment only, so they know their images less well; still they flag several times as many unseen jars as were asked for. Nobody can say beforehand how much that is, for a given method, number of images and length of training. So the threshold has to come from images that were held out.
+# How wrong the idea is depends on how much the method remembers. In {numref}`fig-own-learned`, `knn` with an unlimited bank stores every patch of the images: each finds itself, at a distance of next to nothing, and every further good jar is called anomalous. SGFR keeps a small bank, and HFR a small network that was trained for a moment only, so they know their images less well; still they flag more unseen jars than were asked for. Nobody can say beforehand how much that is, for a given method, number of images and length of training. So the threshold has to come from images that were held out.
 
 # %% tags=["nbval-check-output"]
 flagged = {method: (unknown[method] > naive[method]).mean() for method in known}
 print("knn flags every unseen good jar:", flagged["knn"] == 1)
-print("sgfr and hfr flag more than twice the 2 % asked for:", all(flagged[m] > 0.04 for m in ("sgfr", "hfr")))
+print("sgfr and hfr flag more than the 2 % asked for:", all(flagged[m] > 0.02 for m in ("sgfr", "hfr")))
 print("sgfr and hfr score unseen good jars higher than the learned, in the median:", all(np.median(unknown[m]) > np.median(known[m]) for m in ("sgfr", "hfr")))
 
 # %% [markdown]
@@ -418,13 +418,13 @@ print("and the Pareto law does not:", (few_pareto["kept in (% of cases)"] < 94).
 # %% [markdown]
 # ## Photographing
 #
-# A detector learns everything that the good images share, and everything in which they differ. Light, pose, background and focus are part of both. The rule follows: *what shall be ignored must vary in the training images, and what need not vary should not*. To see what each costs, we fit SGFR on 120 jars and photograph forty good jars and the twenty-five defective ones of the test set again, each time with one thing changed.
+# A detector learns everything that the good images share, and everything in which they differ. Light, pose, background and focus are part of both. The rule follows: *what shall be ignored must vary in the training images, and what need not vary should not*. To see what each costs, we fit SGFR on 120 jars and photograph thirty good jars and the twenty-five defective ones of the test set again, each time with one thing changed.
 
 # %%
 detector = uad_core.create("sgfr", profile="smoke", image_size=SIZE, seed=SEED)
 detector.fit(data.train, progress=False)
 threshold = detector.threshold.item()
-good, bad = later.subset(range(40)).images(), data.test.subset(data.test.labels).images()
+good, bad = later.subset(range(30)).images(), data.test.subset(data.test.labels).images()
 print(promise(threshold, detector.config.false_alarms, len(detector.normal_scores)))
 
 # %% [markdown]
@@ -566,7 +566,7 @@ def tried(method, size):
     return {**{name: 100 * judged[name] for name in ("image_auroc", "pixel_ap", "aupro")}, **seconds}
 
 
-trials = [("knn", 64), ("hfr", 64), ("sgfr", 64), ("sgfr", 96), ("sgfr", 128)]
+trials = [("knn", 64), ("hfr", 64), ("sgfr", 64), ("sgfr", 128)]
 by_choice = pd.DataFrame([{"method": method, "size": size, **tried(method, size)} for method, size in trials])
 by_choice.style.format(precision=1).hide(axis="index")
 
@@ -575,8 +575,8 @@ by_choice.style.format(precision=1).hide(axis="index")
 
 # %% tags=["nbval-check-output"]
 of_size = by_choice[by_choice["method"] == "sgfr"].set_index("size")
-print("the largest images rank best here:", of_size["image_auroc"].idxmax() == 128)
-print("and the larger, the better the defect is localised:", of_size["pixel_ap"].is_monotonic_increasing)
+print("larger images rank better here:", of_size["image_auroc"].is_monotonic_increasing)
+print("and localise better:", of_size["pixel_ap"].is_monotonic_increasing)
 
 # %% [markdown]
 # **Levels.** A fine level has the sharper map, a coarse one knows more of the surroundings. One expects the first to see scratches and the second missing parts; which level sees *your* defect can be asked of a fitted detector, without another fit. Take each residual map alone, here of strides 4, 8 and 16:
@@ -715,7 +715,7 @@ def worth(model):
 
 
 rows_of_counts = {}
-for n in (20, 40, 60):
+for n in (20, 60):
     model = uad_core.create("sgfr", profile="smoke", image_size=SIZE, seed=SEED)
     rows_of_counts[f"{n} jars"] = worth(model.fit(data.train.subset(range(n)), progress=False))
 rows_of_counts["120 jars"] = worth(detector)
@@ -732,7 +732,7 @@ print("sixty to 120 jars: a lower threshold and fewer misses:", heights["120 jar
 print(promise(detector.threshold.item(), 0.02, len(detector.normal_scores)).split(": ")[1])
 
 # %% [markdown]
-# All five promise 2 %, and they rank about equally well. What few images cost are misses: of two held-out images each is scored while the other one alone calibrates, and the threshold that follows is absurd. The further 120 jars leave the threshold of 120 about where it was, so the fifteen had good luck; but now one knows, and nothing is assumed any more. `detector.save(folder)` keeps the new threshold.
+# All four promise 2 %, and they rank about equally well. What few images cost are misses: of two held-out images each is scored while the other one alone calibrates, and the threshold that follows is absurd. The further 120 jars leave the threshold of 120 about where it was, so the fifteen had good luck; but now one knows, and nothing is assumed any more. `detector.save(folder)` keeps the new threshold.
 #
 # The same on two real products, each as if it were one's own folder:
 #
