@@ -922,12 +922,14 @@ print("half precision moves scores by less than a tenth, eight bits by more:", m
 # %% [markdown]
 # SGFR divides by what a few atoms leave of a feature, and eight bits are too coarse for that: the ranking itself is lost. Half precision leaves the metrics as they are. Where scores move by more than a tenth, the threshold was placed for other scores. The file then has none, and its verdict is "no verdict", until somebody places one by the file's own scores of held-out images.
 #
-# On real products, with the profile `cpu` at 256 pixels and one thread:
+# On real products, with the profile `cpu` at 256 pixels and one thread, the four programs taking turns on a machine that did other work beside (so only the ratios of the times mean something):
 #
-# ```{csv-table} Three precisions of exported files beside PyTorch (toothbrush: 12 good and 30 defective images; paper: 12 and 48). Made by `python benchmarks/exported.py DIR --dataset FOLDER`.
+# ```{csv-table} Three precisions of exported files beside PyTorch. Made by `python benchmarks/exported.py DIR --dataset FOLDER`; seed 0, for `hfr` seed 1.
 # :file: ../book/_data/own_precisions.csv
 # :header-rows: 1
 # ```
+#
+# The exported file is quicker than PyTorch, and a processor has no use for half precision: it computes in single all the same. Eight bits save a third of the bytes of half precision, and cost ranking and, above all, the map.
 #
 # ```{admonition} Take-away
 # :class: note
