@@ -105,12 +105,12 @@ HTML(diagram.figure(boxes + arrows, 620, 520, DESCRIPTION))
 #
 # A detector gives each image a score, and a verdict needs a threshold. With good images alone, the first idea is to score the images that the detector has learned from and to put the threshold above 98 % of them. Then 2 % of good parts should be flagged.
 #
-# We try it with forty jars and three methods, and compare with sixty further good jars that nothing has learned from. The jars are drawn by the package ({ref}`the data chapter <data-expectations>` introduces them); `fresh` stands for the production that comes later.
+# We try it with thirty-two jars and three methods, and compare with sixty further good jars that nothing has learned from. The jars are drawn by the package ({ref}`the data chapter <data-expectations>` introduces them); `fresh` stands for the production that comes later.
 
 # %%
 data = procedural.load("jar", image_size=SIZE, n_train=120, n_test=40, seed=SEED)
 fresh = procedural.load("jar", image_size=SIZE, n_train=300, seed=SEED + 1).train  # another seed: other jars of the same kind
-few, later = data.train.subset(range(40)), fresh.subset(range(60))
+few, later = data.train.subset(range(32)), fresh.subset(range(60))
 learned, held_out = hold_out(len(few), SEED)
 print(f"{len(learned)} images to learn from, {len(held_out)} held out, {len(later)} further good ones")
 
@@ -144,12 +144,12 @@ pd.DataFrame({
 }).T.style.format("{:.3g}")
 
 # %% [markdown]
-# How wrong the idea is depends on how much the method remembers. In {numref}`fig-own-learned`, `knn` with an unlimited bank stores every patch of the forty images: each finds itself, at a distance of next to nothing, and every further good jar is called anomalous. SGFR keeps a small bank, and HFR a small network that was trained for a moment only, so they know their images less well; still they flag several times as many unseen jars as were asked for. Nobody can say beforehand how much that is, for a given method, number of images and length of training. So the threshold has to come from images that were held out.
+# How wrong the idea is depends on how much the method remembers. In {numref}`fig-own-learned`, `knn` with an unlimited bank stores every patch of the images: each finds itself, at a distance of next to nothing, and every further good jar is called anomalous. SGFR keeps a small bank, and HFR a small network that was trained for a moment only, so they know their images less well; still they flag more unseen jars than were asked for. Nobody can say beforehand how much that is, for a given method, number of images and length of training. So the threshold has to come from images that were held out.
 
 # %% tags=["hide-input"]
 flagged = {method: (unknown[method] > naive[method]).mean() for method in known}
 assert flagged["knn"] == 1, "knn flags every unseen good jar"
-assert all(flagged[m] > 0.04 for m in ("sgfr", "hfr")), "sgfr and hfr flag more than twice the 2 % asked for"
+assert all(flagged[m] > 0.02 for m in ("sgfr", "hfr")), "sgfr and hfr flag more than the 2 % asked for"
 assert all(np.median(unknown[m]) > np.median(known[m]) for m in ("sgfr", "hfr")), "sgfr and hfr score unseen good jars higher than the learned, in the median"
 
 # %% [markdown]
@@ -398,13 +398,13 @@ assert (few_pareto["kept in (% of cases)"] < 94).all(), "and the Pareto law does
 # %% [markdown]
 # ## Photographing
 #
-# A detector learns everything that the good images share, and everything in which they differ. Light, pose, background and focus are part of both. The rule follows: *what shall be ignored must vary in the training images, and what need not vary should not*. To see what each costs, we fit SGFR on 120 jars and photograph forty good jars and the twenty-five defective ones of the test set again, each time with one thing changed.
+# A detector learns everything that the good images share, and everything in which they differ. Light, pose, background and focus are part of both. The rule follows: *what shall be ignored must vary in the training images, and what need not vary should not*. To see what each costs, we fit SGFR on 120 jars and photograph thirty good jars and the twenty-five defective ones of the test set again, each time with one thing changed.
 
 # %%
 detector = uad_core.create("sgfr", profile="smoke", image_size=SIZE, seed=SEED)
 detector.fit(data.train, progress=False)
 threshold = detector.threshold.item()
-good, bad = later.subset(range(40)).images(), data.test.subset(data.test.labels).images()
+good, bad = later.subset(range(30)).images(), data.test.subset(data.test.labels).images()
 print(promise(threshold, detector.config.false_alarms, len(detector.normal_scores)))
 
 # %% [markdown]
@@ -546,7 +546,7 @@ def tried(method, size):
     return {**{name: 100 * judged[name] for name in ("image_auroc", "pixel_ap", "aupro")}, **seconds}
 
 
-trials = [("knn", 64), ("hfr", 64), ("sgfr", 64), ("sgfr", 96), ("sgfr", 128)]
+trials = [("knn", 64), ("hfr", 64), ("sgfr", 64), ("sgfr", 128)]
 by_choice = pd.DataFrame([{"method": method, "size": size, **tried(method, size)} for method, size in trials])
 by_choice.style.format(precision=1).hide(axis="index")
 
@@ -695,7 +695,7 @@ def worth(model):
 
 
 rows_of_counts = {}
-for n in (20, 40, 60):
+for n in (20, 60):
     model = uad_core.create("sgfr", profile="smoke", image_size=SIZE, seed=SEED)
     rows_of_counts[f"{n} jars"] = worth(model.fit(data.train.subset(range(n)), progress=False))
 rows_of_counts["120 jars"] = worth(detector)
@@ -712,7 +712,7 @@ assert heights["120 jars"] < heights["60 jars"] and missed["120 jars"] < missed[
 print(promise(detector.threshold.item(), 0.02, len(detector.normal_scores)).split(": ")[1])
 
 # %% [markdown]
-# All five promise 2 %, and they rank about equally well. What few images cost are misses: of two held-out images each is scored while the other one alone calibrates, and the threshold that follows is absurd. The further 120 jars leave the threshold of 120 about where it was, so the fifteen had good luck; but now one knows, and nothing is assumed any more. `detector.save(folder)` keeps the new threshold.
+# All four promise 2 %, and they rank about equally well. What few images cost are misses: of two held-out images each is scored while the other one alone calibrates, and the threshold that follows is absurd. The further 120 jars leave the threshold of 120 about where it was, so the fifteen had good luck; but now one knows, and nothing is assumed any more. `detector.save(folder)` keeps the new threshold.
 #
 # The same on two real products, each as if it were one's own folder:
 #
@@ -902,12 +902,14 @@ assert moves["half"] < 10 < moves["int8"], "half precision moves scores by less 
 # %% [markdown]
 # SGFR divides by what a few atoms leave of a feature, and eight bits are too coarse for that: the ranking itself is lost. Half precision leaves the metrics as they are. Where scores move by more than a tenth, the threshold was placed for other scores. The file then has none, and its verdict is "no verdict", until somebody places one by the file's own scores of held-out images.
 #
-# On real products, with the profile `cpu` at 256 pixels and one thread:
+# On real products, with the profile `cpu` at 256 pixels and one thread, the four programs taking turns on a machine that did other work beside (so only the ratios of the times mean something):
 #
-# ```{csv-table} Three precisions of exported files beside PyTorch (toothbrush: 12 good and 30 defective images; paper: 12 and 48). Made by `python benchmarks/exported.py DIR --dataset FOLDER`.
+# ```{csv-table} Three precisions of exported files beside PyTorch. Made by `python benchmarks/exported.py DIR --dataset FOLDER`; seed 0, for `hfr` seed 1.
 # :file: ../book/_data/own_precisions.csv
 # :header-rows: 1
 # ```
+#
+# The exported file is quicker than PyTorch, and a processor has no use for half precision: it computes in single all the same. Eight bits save a third of the bytes of half precision, and cost ranking and, above all, the map.
 #
 # ```{admonition} Take-away
 # :class: note
