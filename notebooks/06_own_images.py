@@ -725,7 +725,7 @@ print(promise(detector.threshold.item(), 0.02, len(detector.normal_scores)).spli
 # :header-rows: 1
 # ```
 #
-# Twenty images that are spread over the folder rank as well as all of them. The threshold from two of them is a lottery: it came out right for the sheets of paper, and so high for the brushes that nothing is flagged. Photograph more good ones and place it as above. The *first* twenty toothbrushes tell another story: they are all blue, while the good ones of the test are yellow. The ranking collapses, since colour is what the detector has never seen vary. The report shows it at a glance: every new image scores above the median of the held-out ones, and the maps are bright over the whole brush.
+# No good part is flagged anywhere, as promised; what differs is missed defects. With twenty images that are spread over the folder the threshold rests on two of them and is a lottery: it came out right for the sheets of paper, and with `sgfr` so high for the brushes that nothing is flagged, although the ranking is as good as before. Photograph more good ones and place it as above. `hfr`, which trains a network, wants more images than that to rank the brushes. The *first* twenty toothbrushes tell another story: they are all blue, while the good ones of the test are yellow. The ranking of `sgfr` collapses, since colour is what the detector has never seen vary. The report shows it at a glance: every new image scores above the median of the held-out ones, and the maps are bright over the whole brush.
 #
 # ```{admonition} Take-away
 # :class: note
