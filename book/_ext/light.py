@@ -6,6 +6,7 @@ import re
 from io import BytesIO
 from pathlib import Path
 
+from pages import rewrite
 from PIL import Image
 from sphinx.application import Sphinx
 
@@ -25,11 +26,8 @@ def lighten(app: Sphinx, error: Exception | None) -> None:
             light.write_bytes(_webp(picture))
         picture.unlink()
     names = {path.stem for path in (out / "_images").glob("*.webp")}
-    for page in out.rglob("*.html"):
-        text = page.read_text("utf-8")
-        changed = re.sub(r"(_images/([\w.-]+))\.png", lambda m: f"{m[1]}.webp" if m[2] in names else m[0], text)
-        if changed != text:
-            page.write_text(changed, "utf-8")
+    name = r"(_images/([\w.-]+))\.png"
+    rewrite(out, lambda text: re.sub(name, lambda m: f"{m[1]}.webp" if m[2] in names else m[0], text))
 
 
 def _webp(picture: Path) -> bytes:

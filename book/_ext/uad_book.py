@@ -12,6 +12,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from engine import bring_engine
 from light import lighten
+from pages import rewrite
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -119,23 +120,16 @@ def name_unnamed(app: Sphinx, error: Exception | None) -> None:
     entries are not said to be entries.
     """
     if error is None:
-        for path in Path(app.outdir).rglob("*.html"):
-            text = path.read_text("utf-8")
-            mended = text.replace('<summary><span class="toctree-toggle"', f'<summary aria-label="{UNFOLD}">'
-                                  '<span class="toctree-toggle"')  # fmt: skip
-            mended = mended.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
-            if mended != text:
-                path.write_text(mended, "utf-8")
+        arrow, references = '<summary><span class="toctree-toggle"', '<div role="list" class="citation-list">'
+        named = arrow.replace("<summary>", f'<summary aria-label="{UNFOLD}">')
+        plain = references.replace('role="list" ', "")
+        rewrite(app.outdir, lambda text: text.replace(arrow, named).replace(references, plain))
 
 
 def link_pictures(app: Sphinx, error: Exception | None) -> None:
     """Let every picture that a cell has drawn lead to its file: labels are small on a narrow screen."""
     if error is None:
-        for path in Path(app.outdir).rglob("*.html"):
-            text = path.read_text("utf-8")
-            linked = re.sub(PICTURE, r'<a class="full-size" href="\2">\1</a>', text)
-            if linked != text:
-                path.write_text(linked, "utf-8")
+        rewrite(app.outdir, lambda text: re.sub(PICTURE, r'<a class="full-size" href="\2">\1</a>', text))
 
 
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
