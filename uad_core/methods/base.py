@@ -29,6 +29,7 @@ from uad_core.sources import code_version
 __all__ = ["Detector", "FeatureDetector", "Paper", "hold_out"]
 
 HELD_OUT = 8  # one image in eight is held out
+LEAST_HELD_OUT = 4  # of sixteen images or more: two images do not tell what is normal
 MOST_HELD_OUT = 512  # enough to place a threshold at a false-alarm rate of one in five hundred
 
 
@@ -130,7 +131,7 @@ class Detector(nn.Module, ABC):
         learned, held_out = hold_out(len(data), self.seed)
         self.learn(data.subset(learned), checkpoint=checkpoint, progress=progress)
         self.eval()
-        scores = self.scores_of_halves(data.subset(held_out)) if len(held_out) > 1 else torch.zeros(0)
+        scores = self.scores_of_halves(data.subset(held_out)) if len(held_out) >= LEAST_HELD_OUT else torch.zeros(0)
         with torch.no_grad():
             self.calibrate(data.subset(held_out if len(held_out) else learned))
         self.place_threshold(scores)
@@ -270,8 +271,10 @@ class FeatureDetector(Detector):
 def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Divide `count` images by chance, of `seed`, into those to learn from and those held out, both in order.
 
-    One in eight is held out, at least one and at most `MOST_HELD_OUT`; none of a single image.
+    One in eight is held out, at most `MOST_HELD_OUT`; of sixteen images or more at least `LEAST_HELD_OUT`, of fewer at
+    least one, and none of a single image.
     """
-    held = min(max(1, round(count / HELD_OUT)), MOST_HELD_OUT) if count > 1 else 0
+    least = LEAST_HELD_OUT if count >= 4 * LEAST_HELD_OUT else min(1, count - 1)
+    held = min(max(least, round(count / HELD_OUT)), MOST_HELD_OUT)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held:].sort().values, order[:held].sort().values

@@ -29,7 +29,7 @@ from uad_core import scoring
 from uad_core.augmentation import augment
 from uad_core.backbones import Backbone
 from uad_core.errors import UserError
-from uad_core.features import Described
+from uad_core.features import Described, Live, keep
 from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Count, Counts, Fraction, Size, TrainedConfig, fact, reconstruction
@@ -135,6 +135,29 @@ class Refine(nn.Module):
         return self.rho(torch.cat([z, d], 1) if self.leaks else z)
 
 
+class PartlyDrawn:
+    """Normal images to learn from: some are described with nuisances, what is known of the others is kept.
+
+    images: whose `draw` gives the nuisances. share: of the images, those that get them.
+    """
+
+    def __init__(self, images: Live, share: float, device: torch.device, progress: bool):
+        self.drawn, self.share, self.key = images, share, images.key
+        self.clean = keep(images.images, images.describe, images.key, device, progress=progress)
+        self.in_order = self.clean.in_order
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def batch(self, index: Tensor, device: torch.device) -> list[Tensor]:
+        """Return the descriptions of some images, with nuisances drawn for a part of them."""
+        levels, touched = self.clean.batch(index, device), torch.rand(len(index)) < self.share
+        if touched.any():
+            for level, found in zip(levels, self.drawn.batch(index[touched], device)):
+                level[touched] = found
+        return levels
+
+
 class HLGFA(FeatureDetector):
     """High-low resolution guided feature alignment."""
 
@@ -170,7 +193,7 @@ class HLGFA(FeatureDetector):
 
     @property
     def keeps(self) -> bool:
-        """Augmented images are described anew each time; without augmentation once is enough."""
+        """Images with nuisances are described anew each time; without any, once is enough."""
         return self.config.augment == 0
 
     def describe(self, images: Tensor) -> list[Tensor]:
@@ -181,8 +204,8 @@ class HLGFA(FeatureDetector):
         return (self.backbone, self.config.factor)
 
     def draw(self, images: Tensor) -> list[Tensor]:
-        """Describe images with nuisances drawn for some, the same at both resolutions."""
-        return self.describe(augment(images, self.config.augment))
+        """Describe images with nuisances, the same at both resolutions."""
+        return self.describe(augment(images, 1.0))
 
     def align(self, description: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return each level's standardised high-resolution features and what they should be, (N, C_l, h_l, w_l)."""
@@ -227,6 +250,8 @@ class HLGFA(FeatureDetector):
         measure_expectations(self.expectations, (self.spread_out(d) for d in seen))
 
     def learn(self, data: Described, *, checkpoint: Path | None, progress: bool) -> None:
+        if isinstance(data, Live):
+            data = PartlyDrawn(data, self.config.augment, self.device, progress)
         measure_channels(self.scales, data, self.config.floor)
         options = dict(seed=self.seed, device=self.device, checkpoint=checkpoint, progress=progress)
         self.history = train(self.refine, data, self.loss, self.config.schedule(), key=self.run_key(data), **options)
