@@ -310,3 +310,10 @@ def test_arrays_that_disagree_are_told(arguments, words):
 def test_a_limit_that_is_no_rate_is_told(limit):
     with pytest.raises(UserError, match="limit"):
         metrics.aupro(MAPS, MASKS, limit)
+
+
+def test_masks_and_maps_may_be_tensors() -> None:
+    random = np.random.default_rng(0)
+    maps, masks = random.random((3, 8, 8)), random.random((3, 8, 8)) > 0.8
+    arrays = (maps.max((1, 2)), np.array([True, False, True]), maps, masks & np.array([True, False, True])[:, None, None])
+    assert metrics.evaluate(*arrays) == metrics.evaluate(*map(torch.as_tensor, arrays))
