@@ -772,7 +772,7 @@ ranges = pd.DataFrame({
 ranges
 
 # %% [markdown]
-# In {numref}`fig-hlgfa-nuisances` even the strongest are mild. Sizes are meant at 512 pixels and shrink with the image. Everything is drawn anew in each epoch, from the seed of that epoch, so no two epochs show the same dust, and a run that was interrupted goes on as if nothing had happened. {numref}`fig-hlgfa-epochs` has four epochs of one image, and the first of them drawn again.
+# In {numref}`fig-hlgfa-nuisances` even the strongest are mild. Sizes are meant at 512 pixels and shrink with the image. Everything is drawn anew in each epoch, from the seed of that epoch, so no two epochs show the same dust, and a run that was interrupted goes on as if nothing had happened. {numref}`fig-hlgfa-epochs` has four epochs of one image, one of which chance left clean, and the first of them drawn again.
 
 # %%
 epochs = []
@@ -1115,7 +1115,7 @@ holds(
 # %% [markdown]
 # ### What each part is worth
 #
-# Here is the method with one part changed at a time, as far as the ledger has such runs, with the profile `cpu`: over the six built-in categories (their mean) and on `bottle`, one seed each. Differences below a few tenths of a point are within what another seed changes. What is known besides are the short trials in the appendix.
+# Here is the method with one part changed at a time, as far as the ledger has such runs, with the profile `cpu`: over the six built-in categories (their mean) and on `bottle`, one seed each. Differences below a few tenths of a point are within what another seed changes. The appendix has short trials besides.
 
 # %%
 PARTS = {

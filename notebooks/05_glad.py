@@ -83,7 +83,7 @@ CATEGORY = os.environ.get("UAD_CATEGORY", "jar")
 SEED = 0
 
 # %% [markdown]
-# A diffusion model takes a while to learn. For the page as it stands, the book ships one that has learned already, in `notebooks/glad_jar`; `tests/test_glad.py` gives the command that made it, printed below, and checks that the first pass has the loss that is stored in the folder. With other data, another profile, or without the folder, the next cell trains.
+# A diffusion model takes a while to learn. For the page as it stands, the book ships one that has learned already, in `notebooks/glad_jar`; `tests/test_glad.py` checks that the first pass of the command that made it, printed below, has the loss that is stored in the folder. With other data, another profile, or without the folder, the next cell trains.
 
 # %%
 SHIPPED = Path("glad_jar")
@@ -311,7 +311,7 @@ for t in (50, 200, 350, 500, 750):
 # \mathcal L_{DDPM} = \mathbb E_{z, t, \epsilon} \bigl\| \epsilon_\theta\bigl(\sqrt{\bar\alpha_t}\, z + \sqrt{1 - \bar\alpha_t}\, \epsilon,\; t\bigr) - \epsilon \bigr\|_2^2 .
 # $$ (glad-ddpm)
 #
-# The best guess under a squared error is the mean of the noise given $z_t$, so $f(z_t, \epsilon_\theta)$ is the *mean of all normal images that may have become $z_t$*. That is the hope for a defect: the guess is drawn towards normal images. But the loss says nothing of latents to which no normal image leads; {ref}`glad-atp` shows to them what such a latent should become.
+# The best guess under a squared error is the mean of the noise given $z_t$, so $f(z_t, \epsilon_\theta)$ is the *mean of all normal images that may have become $z_t$*. That is the hope for a defect: the guess is drawn towards normal images. But the loss says nothing of latents to which no normal image leads; {ref}`glad-atp` lets the network see such latents too.
 #
 # ### DDIM: fewer steps, no dice
 #
@@ -700,7 +700,7 @@ axes.legend(fontsize=8, ncols=2)
 sheet
 
 # %% [markdown]
-# In {numref}`fig-glad-curves` the normal images cross the threshold too, but only below $t_{min}$. Two of the five defects leave their input soon enough to be stopped above it.
+# In {numref}`fig-glad-curves` normal images cross the threshold too, but only below $t_{min}$. Two of the five defects leave their input soon enough to be stopped above it.
 #
 # ### Steps by the size of the defect
 #
@@ -977,7 +977,7 @@ pd.Series({
 }).to_frame("Stable Diffusion v1-4")
 
 # %% [markdown]
-# On a free GPU with 16 GB that leaves too little for the activations of training, but it can learn corrections of low rank for the attention layers {cite}`hu2022lora`, in half precision. That is not what the paper does ◇. The next cell does it where there is a GPU, with a setting that was sized for a T4 by the counts above; it was not timed there.
+# On a free GPU with 16 GB training all weights leaves too little for the activations, but it can learn corrections of low rank for the attention layers {cite}`hu2022lora`, in half precision. That is not what the paper does ◇. The next cell does it where there is a GPU, with a setting that was sized for a T4 by the counts above; it was not timed there.
 
 # %%
 T4 = dict(diffusion="stable", rank=8, image_size=256, steps=300, batch_size=4, accumulate=4, lr=1e-4, decay="onecycle")

@@ -760,7 +760,7 @@ print(promise(detector.threshold.item(), 0.02, len(detector.normal_scores)).spli
 # z = \frac{\bar U - \tfrac12}{\sqrt{(m + w + 1) / (12\, m\, w)}} ,
 # $$ (own-rank)
 #
-# which is about standard normal. $\bar U$ is the AUROC {eq}`auroc` of new against held-out scores (and no mean of the $U_i$ above). We look at every part, so windows overlap, and take $z > 3.5$ for a sign.
+# which is about standard normal. $\bar U$ is the AUROC {eq}`auroc` of new against held-out scores (and no mean of the $U_i$ above). We look at every part, so there are many tests, and take $z > 3.5$ for a sign.
 #
 # Here is a lamp that loses light: forty jars as ever, then 0.3 % less with each further one.
 
@@ -824,7 +824,7 @@ print(f"count: part {by_count}, when {1 - gains[by_count - 1]:.0%} is gone" if b
 # %% [markdown]
 # The ranks use every score, the count only those above the threshold, so a change that moves all scores a little is seen by the ranks first ({numref}`fig-own-drift`). A change that makes a few parts look very odd is seen by the count first, and its alarms are at once the images to look at: watch both. The report says the same in one line under *What to check*: the share of images above the median of the held-out ones, one half if nothing has changed.
 #
-# What then? If the cause can be removed (lamp, dust), remove it. If it cannot, take new good images and fit anew. Moving the threshold until the alarms are quiet hides the cause and the defects.
+# What then? If the cause can be removed (lamp, dust), remove it. If it cannot, take new good images and fit anew. Moving the threshold until the alarms are quiet, without knowing the cause, hides it and the defects.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -920,7 +920,7 @@ assert moves["half"] < 10 < moves["int8"], "half precision moves scores by less 
 #
 # ```{admonition} Take-away
 # :class: note
-# One file holds the detector; ten lines run it, with the same scores to 1e-4.
+# One file holds the detector; some ten lines run it, with scores that differ by less than 1e-4 of their value.
 # Half precision halves it, and the metrics stay. Eight bits change residuals: measure before you trust them.
 # ```
 #
