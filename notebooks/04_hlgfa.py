@@ -847,7 +847,7 @@ plots.residual_panel(
 )
 
 # %% [markdown]
-# These are the defects that HFR scores lowest, so {numref}`fig-hlgfa-panel` is no contest between the two; the images are those of {numref}`fig-hlgfa-hfr`, on a scale of their own. Three things to notice. The row $m_1$ is calmer than $\phi_1$ was, each on its own scale, and the blocked hole and the torn bridge stand out of it. The verdicts are those of HFR all the same. And all maps have a bright frame, in some columns the brightest place of the map. At the border the backbone sees zeros beyond the image, and a layer sees them twice as far into the product at the low resolution, so the two views differ there in another way than elsewhere ◇.
+# These are the defects that HFR scores lowest, so {numref}`fig-hlgfa-panel` is no contest between the two; the images are those of {numref}`fig-hlgfa-hfr`, on a scale of their own. Three things to notice. The row $m_1$ is calmer than $\phi_1$ was, each on its own scale, and the blocked hole and the torn bridge stand out of it. The verdicts are those of HFR. And all maps have a bright frame, in some columns the brightest place of the map. At the border the backbone sees zeros beyond the image, and a layer sees them twice as far into the product at the low resolution, so the two views differ there in another way than elsewhere ◇.
 # The table says how bright the frame is on good pieces, and which level finds defects by itself:
 
 # %%
@@ -1135,7 +1135,7 @@ ablation = ablation.sort_index(key=lambda index: index.map(lambda v: order.get(v
 # %% [markdown]
 # ### The expectation
 #
-# {ref}`data-expectations` said, before any measurement, that HLGFA should do well on `grille` and struggle on `plank`, where sawdust is normal, sharp and not to be foreseen. With the short profile of this page HFR is ahead on `grille`, against the expectation. Pixel AP of the ledger's runs, category by category; a method without a column has no such run yet:
+# {ref}`data-expectations` said, before any measurement, that HLGFA should do well on `grille` and struggle on `plank`, where sawdust is normal, sharp and not to be foreseen. With the short profile of this page HFR is ahead on `grille`. Pixel AP of the ledger's runs, category by category; a method without a column has no such run yet:
 
 # %%
 columns = {}
