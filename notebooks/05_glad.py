@@ -83,7 +83,7 @@ CATEGORY = os.environ.get("UAD_CATEGORY", "jar")
 SEED = 0
 
 # %% [markdown]
-# A diffusion model takes a while to learn. For the page as it stands, the book ships one that has learned already, in `notebooks/glad_jar`; `tests/test_glad.py` checks that the command which made it, printed below, begins as the file says. With other data, another profile, or without the folder, the next cell trains.
+# A diffusion model takes a while to learn. For the page as it stands, the book ships one that has learned already, in `notebooks/glad_jar`; `tests/test_glad.py` checks that the first pass of the command that made it, printed below, has the loss that is stored in the folder. With other data, another profile, or without the folder, the next cell trains.
 
 # %%
 SHIPPED = Path("glad_jar")
@@ -120,9 +120,9 @@ titles = list(first)
 # %% [markdown]
 # ## The problem it solves
 #
-# {ref}`HLGFA <chapter-hlgfa>`, like the methods before it, compares features with other features of the same image. A sound part in the wrong place, or a piece that is missing with a clean edge, can look right from near and from afar. What one would like to have is the image *as it should be*, to hold it beside the image as it is. A model that draws normal images can make one: add noise until the defect is gone, then remove the noise.
+# {ref}`HLGFA <chapter-hlgfa>`, like the methods before it, compares the features of an image with those that it expects there. A sound part in the wrong place, or a piece that is missing with a clean edge, can look right from near and from afar. What one would like to have is the image *as it should be*, to hold it beside the image as it is. A model that draws normal images can make one: add noise until the defect is gone, then remove the noise.
 #
-# But how much noise? Here is the answer of a diffusion model for a fixed number of steps, from four heights. We take the network as given for the moment; how it works is derived below.
+# But how much noise? Here is the answer of a diffusion model for a fixed number of steps, from four *heights*, the noise levels $t_0$ at which it begins. We take the network as given for the moment; how it works is derived below.
 
 # %%
 def fixed(images, t0, steps=10):
@@ -153,7 +153,7 @@ for t0 in grid_of_heights:
                   "defect": change[i][masks[i]].mean().item() if masks[i].any() else np.nan} for i in np.flatnonzero(kinds == kind)]
 changed = pd.DataFrame(rows).groupby(["kind", "t0"]).mean()
 
-# %% mystnb={"figure": {"caption": "How far reconstructions are from the image, by the height from which they start: inside the defects (solid) and on sound pixels (dotted, the mean of all).", "name": "fig-glad-heights"}, "image": {"alt": "Change of the image against the starting level. One rising line for each kind of defect, at different heights, and a dotted line of the sound pixels that rises as well."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "How far reconstructions are from the image, by the height from which they start: inside the defects (solid) and on sound pixels (dotted, the mean of all).", "name": "fig-glad-heights"}, "image": {"alt": "Change of the image against the starting level. Five lines of the kinds of defects rise, most steeply at low levels and without an end; a dotted line of the sound pixels, far below them, rises a little."}} tags=["hide-input"]
 sheet = plots.figure(3.2)
 axes = sheet.subplots()
 for kind, mark in zip(names, ("o-", "s-", "D-", "^-", "v-", "P-")):
@@ -164,6 +164,8 @@ axes.legend()
 sheet
 
 # %% [markdown]
+# Every line in {numref}`fig-glad-heights` rises, and none has an end: what is gained inside the defects is paid for on sound pixels.
+#
 # ```{admonition} Take-away
 # :class: note
 # Noise removes defects and detail alike. A height that removes the largest defect costs detail everywhere; one that keeps the detail keeps the largest defects. GLAD lets the image choose.
@@ -172,7 +174,7 @@ sheet
 # %% [markdown]
 # ## The method in one picture
 #
-# {numref}`fig-glad-architecture` shows what happens to one image. The parts are derived in the order of the picture: noise and the way back, the latent, the training, the stopping rule, the fusion, the map.
+# {numref}`fig-glad-architecture` shows what happens to one image. The parts are derived in the order of the picture: noise and the way back, the latent, the training, the stopping rule, the fusion (SAFF), the map. The superscript $a$ marks what comes from the input, which may be anomalous, and a hat what is rebuilt.
 
 # %% tags=["hide-input"]
 box, arrow = diagram.box, diagram.arrow
@@ -309,7 +311,7 @@ for t in (50, 200, 350, 500, 750):
 # \mathcal L_{DDPM} = \mathbb E_{z, t, \epsilon} \bigl\| \epsilon_\theta\bigl(\sqrt{\bar\alpha_t}\, z + \sqrt{1 - \bar\alpha_t}\, \epsilon,\; t\bigr) - \epsilon \bigr\|_2^2 .
 # $$ (glad-ddpm)
 #
-# The best guess under a squared error is the mean of the noise given $z_t$, so $f(z_t, \epsilon_\theta)$ is the *mean of all normal images that may have become $z_t$*. So whatever was in the image, the network guesses a normal one.
+# The best guess under a squared error is the mean of the noise given $z_t$, so $f(z_t, \epsilon_\theta)$ is the *mean of all normal images that may have become $z_t$*. That is the hope for a defect: the guess is drawn towards normal images. But the loss says nothing of latents to which no normal image leads; {ref}`glad-atp` lets the network see such latents too.
 #
 # ### DDIM: fewer steps, no dice
 #
@@ -360,8 +362,8 @@ for t in (50, 200, 350, 500, 750):
 #
 # with a common factor for which $\frac1C \sum_c \sigma_c^2 = 1$. With $\omega = 0$ all components keep their size, and the first, which is little else than the brightness of the patch, is so much larger than the noise that a dark stain survives any moderate noise level; with $\omega = 1$ all have the same size, and fine texture drowns no sooner than brightness. We take $\omega = \tfrac12$.
 #
-# Why is that a code one may add noise to? *Its decoder is linear.* Gaussian noise $\epsilon$ of the code is Gaussian noise $\sum_c a_c \epsilon_c v_c$ of the image, of covariance $V \operatorname{diag}(a_c^2) V^\top$ (white, in the space that the code can see, if $\omega = 0$). So everything above holds word by word. *Projecting removes no defect*: whatever lies in the subspace is kept, defect or not, as with Stable Diffusion's autoencoder, which "only compresses", as the author says.
-# One step of our code does remove something ◇: no $z_c$ is let beyond the range that it has on normal patches, since an error that is fifty times larger than anything normal would be all that the network learns from. A patch much darker than every normal one comes out of the code no darker than the darkest normal one, before any denoising. What is lost besides is what lies outside the subspace, above all the finest grain.
+# Why is that a code one may add noise to? *Its decoder is linear.* Gaussian noise $\epsilon$ of the code is Gaussian noise $\sum_c a_c \epsilon_c v_c$ of the image, of covariance $V \operatorname{diag}(a_c^2) V^\top$ (white, in the space that the code can see, if $\omega = 0$). So everything above holds word by word. *Projecting does not tell a defect from the rest*: whatever lies in the subspace is kept, defect or not, as with Stable Diffusion's autoencoder, which "only compresses", as the author says.
+# One step of our code does remove something ◇: no $z_c$ is let beyond the range that it has on normal patches, since an error far larger than anything normal would be all that the network learns from. A patch much darker than every normal one comes out of the code no darker than the darkest normal one, before any denoising. What is lost besides is what lies outside the subspace, above all the finest grain.
 
 # %%
 lost = test_images - diffusion.decode(diffusion.encode(test_images))
@@ -388,7 +390,7 @@ print(f"variance of the components: {shares[0]:.1f}, {shares[1]:.2f}, {shares[2]
 # \hat z_c = g_\theta\, \frac{\sigma_c^2}{\sigma_c^2 + s^2}\, y_c + \frac{\sigma_c\, s}{\sqrt{\sigma_c^2 + s^2}}\; h_\theta, \qquad \epsilon_\theta(z_t, t) = \frac{y - \hat z}{s} .
 # $$ (glad-precondition)
 #
-# The second equation is {eq}`glad-clean`, read the other way: $f(z_t, \epsilon_\theta) = \hat z$. The last layer of the network starts at zero, so that training begins at the linear guess. (That a network should be given and asked for numbers of unit size is the lesson of {cite:t}`karras2022elucidating`.)
+# The second equation is {eq}`glad-clean`, read the other way: $f(z_t, \epsilon_\theta) = \hat z$. The last layer of the network starts at zero, so that training begins nearly at the linear guess. (That a network should be given and asked for numbers of unit size is the lesson of {cite:t}`karras2022elucidating`.)
 #
 # ```{literalinclude} ../uad_core/diffusion.py
 # :pyobject: LinearLatent.predict_noise
@@ -398,7 +400,7 @@ print(f"variance of the components: {shares[0]:.1f}, {shares[1]:.2f}, {shares[2]
 #
 # ```{admonition} Take-away
 # :class: note
-# A linear code of patches takes the place of Stable Diffusion's autoencoder: noise stays Gaussian in it, and projecting removes no defect.
+# A linear code of patches takes the place of Stable Diffusion's autoencoder: noise stays Gaussian in it, and projecting does not tell a defect from the rest.
 # The network answers only for what a linear guess leaves over.
 # ```
 
@@ -466,7 +468,7 @@ with seeded(SEED):
     shuffled = torch.stack([structural_source(image) for image in examples])
     defective, defect_masks = synthesise(examples, share=1.0)
 
-# %% mystnb={"figure": {"caption": "How a synthetic defect is made. Noise beyond a threshold, kept to the product, says where; a texture or the shuffled image says what. The last row is what the network is trained on.", "name": "fig-glad-synthesis"}, "image": {"alt": "Six columns, six rows: normal images; masks of Perlin noise, from large blobs to fine stripes; the foreground; drawn textures; shuffled images; images with synthetic defects."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "How a synthetic defect is made. Noise beyond a threshold, kept to the product, says where; a texture or the shuffled image says what. Each row is drawn for itself: the defects of the last row, as the network sees them in training, have other masks and textures than the rows above.", "name": "fig-glad-synthesis"}, "image": {"alt": "Six columns, six rows: normal images; masks of Perlin noise, from large blobs to fine stripes; the foreground; drawn textures; shuffled images; images with synthetic defects."}} tags=["hide-input"]
 as_pictures = lambda masks: masks[:, None].float().expand(-1, 3, -1, -1)
 plots.picture_grid({
     "normal": examples, "Perlin noise": as_pictures(where), "product": as_pictures(product), "texture": texture,
@@ -624,7 +626,7 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # * $s_t > \delta$, the image stops at this $t$: it is fused with its input (the next section), and never looked at again;
 # * else, if $t < t_{min}$, it is made to stop: nothing was wrong with it, and it starts again *from the input*, $\hat x_t := x^a_t$. That is the least denoising that an image gets.
 #
-# From there on everything goes down as in {eq}`glad-ddim`. A large defect makes the way drift early, high on the ladder, and is given all the steps below; a small one drifts late. $\delta$ is the only knob; the paper's authors choose it for each product on the test images, between 0.10 and 0.50, and with it $t_0$. We hold out one normal image in eight, run the loop without a threshold, and place $\delta$ by the largest $s_t$ of each before $t_{min}$, so that 95 % of normal images never reach it; with few of them it is a prediction limit, as for the verdict's threshold ◇. No defect is needed for that.
+# From there on everything goes down as in {eq}`glad-ddim`. A large defect makes the way drift early, high on the ladder, and is given all the steps below; a small one drifts late. The steps of an image count from where it was last pulled to its input. The paper's authors choose $\delta$, between 0.10 and 0.50, and $t_0$ for each product on the test images. We hold out one normal image in eight, run the loop without a threshold, and place $\delta$ by the largest $s_t$ of each before $t_{min}$, so that 95 % of normal images never reach it; with few of them it is a prediction limit, as for the verdict's threshold ◇. No defect is needed for that.
 #
 # ```{literalinclude} ../uad_core/methods/glad.py
 # :pyobject: denoise
@@ -638,7 +640,7 @@ holds((kappa.loc["plus"] < 0.85 * kappa.loc["minus"]).all(), (kappa.loc["minus"]
 # :caption: Equation {eq}`glad-distance`
 # ```
 #
-# Two remarks on the program. Images that have stopped are not compared any more: the rest of a batch is *compacted* to those that are still watched, and since a comparison costs more than a step of the small network, that saves most of the time. And the noise $\epsilon$ is drawn from the seed alone, the same for every image, so that a score depends neither on the other images of a batch nor on the place in it.
+# Two remarks on the program. Images that have stopped are not compared any more: the batch is *compacted* to those that are still watched, and {ref}`glad-cost` measures what that saves. And the noise $\epsilon$ is drawn from the seed alone, the same for every image, so that a score depends neither on the other images of a batch nor on the place in it.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -698,11 +700,13 @@ axes.legend(fontsize=8, ncols=2)
 sheet
 
 # %% [markdown]
+# In {numref}`fig-glad-curves` normal images cross the threshold too, but only below $t_{min}$. Two of the five defects leave their input soon enough to be stopped above it.
+#
 # ### Steps by the size of the defect
 #
-# The paper's Figure 4 shows that large defects get many steps and small ones few. {numref}`fig-glad-steps` has all test images: the level at which each one stopped, against the share of its pixels that are defect.
+# A figure of the paper shows that large defects get many steps and small ones few. {numref}`fig-glad-steps` has all test images: the level at which each one stopped, against the share of its pixels that are defect.
 
-# %% mystnb={"figure": {"caption": "The level at which a test image stopped, against the size of its defect. Normal images stand at the left.", "name": "fig-glad-steps"}, "image": {"alt": "Scatter of stopping level against defect size on a logarithmic axis. Large defects stop at high levels; normal images and small defects at the lowest."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The level at which a test image stopped, against the size of its defect. Normal images stand at the left.", "name": "fig-glad-steps"}, "image": {"alt": "Scatter of stopping level against defect size on a logarithmic axis. Three residues stop highest; the two largest broken rims, a small residue and a normal image or two one level below; all others, large ones among them, at the lowest."}} tags=["hide-input"]
 sizes = masks.float().mean((1, 2)).numpy()
 sheet = plots.figure(3.2)
 axes = sheet.subplots()
@@ -720,6 +724,8 @@ print(f"rank correlation of size and stopping level among defects: {order:.2f}")
 print(f"normal images that were stopped by the threshold: {(stops[~bad] >= config.t_min).sum()} of {(~bad).sum()}")
 
 # %% [markdown]
+# Size is not all that counts: residue stops higher than a broken rim of more pixels.
+#
 # ### Step by step
 #
 # {numref}`fig-glad-way` shows what the way looks like from inside: for two defects, the two estimates $x^a_t$ and $\hat x_t$ at each level, and the distance between them.
@@ -771,9 +777,9 @@ plots.picture_grid(pictures, [f"$t = {t}$" for t in detector.ladder])
 # A(p) = \sum_l \mathcal U \Bigl[ \min_q \bigl( 1 - \cos( \varphi_l(I)_p, \varphi_l(\hat I)_q ) \bigr) \Bigr](p) .
 # $$ (glad-sum)
 #
-# That is `mode="cosine"` here. It takes for granted that a normal place is reconstructed faithfully. With a large model that holds; on a product whose grain cannot be foreseen, and with a network that trained for minutes, it does not: every normal place differs from everything in the reconstruction, and a smooth stain is what matches best. The map is *inverted*, with an AUROC far below one half.
+# That is `mode="cosine"` here. It takes for granted that a normal place is reconstructed faithfully. With a large model that holds; on a product whose grain cannot be foreseen, and with a network that trained for minutes, it does not: every normal place differs from everything in the reconstruction, and a smooth stain is what matches best. In the worst case the map is *inverted*, bright where nothing is wrong.
 #
-# So the difference is compared with what it is on normal images ◇, as in the chapters before: soft directions {eq}`hfr-soft` of image and reconstruction at the same place, measured by the spread {eq}`hfr-spread` of such differences over held-out normal images:
+# So the difference is compared with what it is on normal images ◇, as in the chapters before: soft directions {eq}`hfr-soft` of image and reconstruction at the same place, measured by the spread {eq}`hfr-spread` of such differences over held-out normal images ($\tau$ is the setting `tau`):
 #
 # $$
 # \begin{aligned}
@@ -796,7 +802,7 @@ plots.picture_grid(pictures, [f"$t = {t}$" for t in detector.ladder])
 # :caption: The difference in equation {eq}`glad-residual`
 # ```
 #
-# The loss of the shipped network is in {numref}`fig-glad-loss`, its residuals in {numref}`fig-glad-panel`. {numref}`fig-glad-sharp` holds image and reconstruction side by side.
+# The loss of the shipped network is in {numref}`fig-glad-loss` (its last point is the mean of a single batch, so the drop means nothing), its residuals in {numref}`fig-glad-panel`: look which level sees the crack. {numref}`fig-glad-sharp` holds image and reconstruction side by side.
 
 # %%
 fit = detector.history
@@ -808,7 +814,7 @@ pd.DataFrame([found]).style.format("{:.3f}")
 # %% mystnb={"figure": {"caption": "The mean loss of each pass over the training images, of the network that the page uses.", "name": "fig-glad-loss"}, "image": {"alt": "The loss falls steeply in the first passes and slowly afterwards, with the scatter of a loss that is measured at random noise levels."}} tags=["hide-input"]
 plots.loss_curve(fit)
 
-# %% mystnb={"figure": {"caption": "One test image of each kind: image, mask, the distances of three levels, the map and the verdict.", "name": "fig-glad-panel"}, "image": {"alt": "Residual panel of a good jar and one for each kind of defect: the distances are bright at the defects."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One test image of each kind: image, mask, the distances of three levels, the map and the verdict.", "name": "fig-glad-panel"}, "image": {"alt": "Residual panel of a good jar and one for each kind of defect: the distances are bright at the defects, at the crack mostly on the coarsest level."}} tags=["hide-input"]
 residuals = detector.residuals(test_images[shown].to(detector.device))
 plots.residual_panel(test_images[shown], masks[shown], residuals, maps[shown], scores[shown], detector.threshold.item(), titles)
 
@@ -825,7 +831,7 @@ plots.picture_grid({"image": test_images[shown], "reconstruction": rebuilt[shown
 # %% [markdown]
 # ## Results
 #
-# What the ledger holds of GLAD, beside the paper's numbers. The paper's are means over the categories of a data set, from Stable Diffusion at 512 pixels, with a threshold, a height and a checkpoint that its authors chose for each category on its test images; ours come from networks that trained from scratch for minutes, with one setting for all products.
+# Here is what the ledger holds of GLAD, beside the paper's numbers, as soon as there is a run. The paper's are means over the categories of a data set, from Stable Diffusion at 512 pixels, with a threshold, a height and a checkpoint that its authors chose for each category on its test images; ours come from networks that trained from scratch for minutes, with one setting for all products.
 
 # %%
 try:
@@ -851,7 +857,7 @@ published.astype({"t0": int, "t_min": int, "steps": int}).style.format({"delta":
 # (glad-ablation)=
 # ## What each part is worth
 #
-# The paper's ablation, as a reader reports it, goes from plain denoising over each part alone to all of them. Here is the same on this page's product. Two networks are needed, one trained with {eq}`glad-loss` and one with {eq}`glad-ddpm`; both are the small ones of this page, so all figures are lower than those of the shipped network. Each variant is judged by the paper's distances {eq}`glad-sum` and by ours {eq}`glad-residual`.
+# The paper's ablation, as a reader reports it, goes from plain denoising over each part alone to all of them. Here is the same on this page's product. Two networks are needed, one trained with {eq}`glad-loss` and one with {eq}`glad-ddpm`; both are the small ones of this page, so figures are not to be held against those of the shipped network. Each variant is judged by the paper's distances {eq}`glad-sum` and by ours {eq}`glad-residual`.
 
 # %%
 def variant(model, **settings):
@@ -891,7 +897,7 @@ ablation = pd.DataFrame({name: judged(variant(model, **settings)) for name, (mod
 (100 * ablation).style.format("{:.1f}")
 
 # %% [markdown]
-# The paper's order, in which each part adds something, does not come out here. By the paper's distances ADS raises the image AUROC with either network: where a network has learned so little, these distances mostly judge the noise that it leaves on sound parts, and fewer steps leave less. By ours, which know what a reconstruction from each level does to normal images, plain denoising from one height is as good or better; adaptive steps divide the few held-out images among more levels, and SAFF keeps half of the input where it stops, and with it half of the defect. These are one product, one seed and networks of a short training: differences of a few points are within what another seed changes.
+# The paper's order, in which each part adds something, does not come out here. By the paper's distances ADS raises the image AUROC with either network. A likely reason ◇: where a network has learned so little, these distances mostly judge the noise that it leaves on sound parts, and fewer steps leave less. By ours plain denoising from one height is as good or better in image AUROC. With adaptive steps the few held-out images have to measure every stop, and SAFF keeps up to half of the input where it stops, and with it of the defect ◇; pixel AP does not suffer from it here. These are one product, one seed and networks of a short training: differences of a few points are within what another seed changes.
 
 # %% tags=["hide-input"]
 by_paper, by_ours = ablation[("paper's", "image AUROC")], ablation[("ours", "image AUROC")]
@@ -944,7 +950,7 @@ print(f"seconds per image: {compacted / len(half):.2f} with compaction, {whole /
 # (glad-stable)=
 # ## Stable Diffusion, behind the same interface
 #
-# Everything above asks a diffusion model for four things: `encode`, `decode`, `predict_noise` and the schedule `alphas_cumprod`. {py:class}`uad_core.diffusion.StableDiffusion` has them from Stable Diffusion v1-4, so target, sampler and fusion are the same lines. Its network is told what to draw by a prompt, "a photo of sks" for all images, whose embedding is computed once. Sampling asks it twice, with the prompt $c$ and with an empty one, and goes on from the one answer to the other, with $w = 9$:
+# Everything above asks a diffusion model for four things: `encode`, `decode`, `predict_noise` and the schedule `alphas_cumprod`. {py:class}`uad_core.diffusion.StableDiffusion` has them from Stable Diffusion v1-4, so target, sampler and fusion are the same lines. Its network is told what to draw by a prompt, "a photo of sks" for all images, whose embedding is computed once. Sampling asks it twice, with the prompt $c$ and with an empty one ($\varnothing$), and goes from the second answer beyond the first, with $w = 9$:
 #
 # $$
 # \hat\epsilon = \epsilon_\theta(z_t, t, \varnothing) + w\, \bigl( \epsilon_\theta(z_t, t, c) - \epsilon_\theta(z_t, t, \varnothing) \bigr) .
@@ -971,7 +977,7 @@ pd.Series({
 }).to_frame("Stable Diffusion v1-4")
 
 # %% [markdown]
-# A free GPU with 16 GB cannot train all weights, but it can learn corrections of low rank for the attention layers {cite}`hu2022lora`, in half precision. That is not what the paper does ◇. The next cell does it where there is a GPU, with a setting that was sized for a T4 by the counts above; it was not timed there.
+# On a free GPU with 16 GB training all weights leaves too little for the activations, but it can learn corrections of low rank for the attention layers {cite}`hu2022lora`, in half precision. That is not what the paper does ◇. The next cell does it where there is a GPU, with a setting that was sized for a T4 by the counts above; it was not timed there.
 
 # %%
 T4 = dict(diffusion="stable", rank=8, image_size=256, steps=300, batch_size=4, accumulate=4, lr=1e-4, decay="onecycle")
@@ -994,8 +1000,8 @@ else:
 # ## What breaks it
 #
 # * *Height, ladder, threshold.* A network that has learned little brings back little detail, from high up least of all. The authors' advice for such a case is a lower $t_0$; the defaults here start much lower than theirs, for that reason.
-# * *Grain.* What cannot be foreseen is drawn anew. Without a comparison with normal images the map of a grainy product is inverted, see the text before {eq}`glad-residual`.
-# * *Time.* Comparing costs more than denoising, and both have to be paid for every image at every step. The authors name it as the method's weakness.
+# * *Grain.* What cannot be foreseen is drawn anew. Without a comparison with normal images the map of a grainy product may be inverted, see the text before {eq}`glad-residual`.
+# * *Time.* Denoising has to be paid for every image at every step, and comparing as long as it is watched. The authors name it as the method's weakness.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -1016,7 +1022,7 @@ else:
 #
 # ```{exercise} Nothing drifts at first
 # :label: glad-first
-# Show with {eq}`glad-drift` that $D_t$ is zero at the first level of the ladder, so that nobody can stop there unless $\delta < 0$. What is the mask of SAFF there, and what does the fusion do?
+# Show with {eq}`glad-drift` that $D_t$ is zero at the first level of the ladder, so that no image can stop there unless $\delta < 0$. What is the mask of SAFF there, and what does the fusion do?
 # ```
 #
 # ```{solution} glad-first
@@ -1089,7 +1095,7 @@ def check_distance(candidate):
 #
 # ```{exercise} One height for a product
 # :label: glad-height
-# *Open.* With `variant(detector, ads=False, t0=...)` measure pixel AP for several heights on this page's product, and on another one with `uad run glad`. Does the best fixed height differ between products? How far is the best fixed height behind the adaptive one, for large and for small defects? Say beforehand what you expect from {numref}`fig-glad-heights`.
+# *Open.* With `variant(detector, ads=False, t0=...)` measure pixel AP for several heights on this page's product, and on another one with `uad run glad`. Does the best fixed height differ between products? How far apart are the best fixed height and the adaptive one, for large and for small defects? Say beforehand what you expect from {numref}`fig-glad-heights`.
 # ```
 #
 # ## Further reading
