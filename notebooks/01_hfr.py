@@ -1005,7 +1005,7 @@ side = tables.side_by_side("hfr", "knn")
 print(tables.where_behind(side, "hfr", "knn"))
 
 # %% [markdown]
-# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst. On both products HFR is ahead at telling images apart and behind at marking pixels. Our reading ◇: on `circuit` the deepest level knows most of missing and misplaced parts, and {eq}`hfr-map` gives it the smallest weight; on MTD every tile has a texture of its own, which the code does not hold.
+# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst. On both products HFR is ahead in image AUROC and not behind in pixel AP; what it loses is pixel AUROC. Our reading ◇: on `circuit` the deepest level knows most of missing and misplaced parts, and {eq}`hfr-map` gives it the smallest weight; on MTD every tile has a texture of its own, which the code does not hold.
 #
 # What stays out of reach follows from the idea: HFR has to *foretell* the features, and where the deepest level does not determine them, as in a grain or a print at any angle, a normal image is missed as badly as a faint defect.
 #

@@ -645,7 +645,7 @@ holds(
 )
 
 # %% [markdown]
-# RLR's square stands out more than that of both copiers, and its error there is many times the first copier's. Note what RLR pays: outside the square, too, it reconstructs less well than the copiers do. A detector needs a *difference* between defect and normal, not a small error. The neighbour mask copies even less than RLR, but it also knows less ◇: trained as long, it errs nearly twice as much outside the square, and the ratio falls to that of the copiers. The ledger below compares the two after longer training.
+# RLR's square stands out more than that of both copiers, and its error there is many times the first copier's. Note what RLR pays: outside the square, too, it reconstructs less well than the copiers do. A detector needs a *difference* between defect and normal, not a small error. The neighbour mask copies even less than RLR, but it also knows less ◇: trained as long, it errs nearly twice as much outside the square, and the ratio falls below that of the copiers. The ledger below compares the two after longer training.
 #
 # ### The reference, drawn
 #

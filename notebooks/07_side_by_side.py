@@ -51,7 +51,7 @@ MEASURES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
 # %% [markdown]
 # ## Who was measured on what
 #
-# The products are the development set of thirteen, on which one setting for each method was chosen, and four papers that were looked at afterwards ({ref}`hfr-products` says more). A model is fitted for each product. All runs have the profile `cpu`, images of 256 pixels, and for the feature methods the same small network; several seeds are averaged.
+# The products are the development set of thirteen, on which one setting for each method was chosen, and four papers that were looked at afterwards ({ref}`hfr-products` says more). A model is fitted for each product. All runs have the profile `cpu`, images of 256 pixels, and for the feature methods the same small network; where there are several seeds, they are averaged.
 
 # %%
 measured = tables.frame("products")

@@ -291,7 +291,7 @@ HTML(f'<svg viewBox="0 0 520 325" style="width:100%;max-width:560px;color:inheri
 # :caption: Learn, hold out, place the threshold: {py:class}`uad_core.methods.base.Detector`
 # ```
 #
-# Results can be compared only if they come from one protocol. These are the ones in use; the ledger of this book says for every row which it was.
+# Results can be compared only if they come from one protocol. These are the ones in use; the {term}`ledger` of this book says for every row which it was.
 #
 # | Protocol | Normal is | Anomalous is | One model for | What is asked |
 # |---|---|---|---|---|
@@ -586,7 +586,7 @@ def check_reported(candidate):
 # print(check_reported(reported))
 # print(reported(epochs_of(600, 15, 25, seed=1), epochs_of(600, 15, 25, seed=2)))
 # ~~~
-# The mean comes out at the true .80: an epoch that is chosen on other images gets no present. The price is that some images with defects had to be set aside, which a one-class method is not supposed to have; hence the last epoch.
+# The mean comes out at the true .80: an epoch that is chosen on other images gains nothing by the choice. The price is that some images with defects had to be set aside, which a one-class method is not supposed to have; hence the last epoch.
 # ```
 #
 # ```{exercise} A description of your own

@@ -321,7 +321,7 @@ for category, row, col in ASKED:
     mark[row - 8 : row + 8, col - 8 : col + 8] = True
     first, second, at = [*first, pair[0]], [*second, pair[1]], [*at, mark]
 
-# %% mystnb={"figure": {"caption": "Above: one place asked about, framed. Below it: another good picture of the product, and where its features point the same way, at three levels, each row on one scale from 0 to its largest value. The frame in the second picture marks the same coordinates.", "name": "fig-frozen-alike"}, "image": {"alt": "Three columns: jar, grille and circuit. On level 1 many places with an edge of the same direction are bright; on level 3 the inner ring of the jar, brightest at the top, rows of holes on the grille, and the feet of the legs of the circuit."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Above: one place asked about, framed. Below it: another good picture of the product, and where its features point the same way, at three levels, each row on one scale from 0 to its largest value. The frame in the second picture marks the same coordinates.", "name": "fig-frozen-alike"}, "image": {"alt": "Three columns: jar, grille and circuit. On level 1 many places with an edge of the same direction are bright, on the circuit many flat places; on level 3 the inner ring of the jar, brightest at the top, rows of holes on the grille, and the feet of the legs of the circuit."}} tags=["hide-input"]
 plots.picture_grid({"asked": torch.stack(first), "searched": torch.stack(second)} | {name: torch.stack(maps) for name, maps in alike.items()}, [name for name, _, _ in ASKED], torch.stack(at))
 
 # %% [markdown]
@@ -431,7 +431,7 @@ print("training on ImageNet helps on", int((helped["ImageNet"] > helped["random"
 # ```{admonition} Take-away
 # :class: note
 # ImageNet taught the network to overlook light and to describe parts; that carries over to products that it has never met.
-# It did not teach it to overlook grain, and what is harmless on one product only that product's good images can say.
+# It did not teach it to overlook grain. What is harmless on one product, only good images of that product can say.
 # ```
 
 # %% [markdown]
