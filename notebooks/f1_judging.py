@@ -461,7 +461,7 @@ for name, factor in slopes.items():
 assert min(slopes["jar"], slopes["tablet"]) > 2 > slopes["weave"]
 
 # %% [markdown]
-# In {numref}`fig-judging-edges` jar and tablet behave as {eq}`judging-edge` says at the steep end: the steeper a good place, the more is left over. They need not follow its square to the steepest place, for the first order holds only while the displacement is small beside the edge. The weave does not rise. Its code cannot hold any thread, and {numref}`fig-judging-pixels` shows the answer, one colour: what is left over is the distance to the mean colour, whether a place is steep or not.
+# In {numref}`fig-judging-edges` jar and tablet behave as {eq}`judging-edge` says at the steep end: the steeper a good place, the more is left over. They need not follow its square to the steepest place, for the first order holds only while the displacement is small beside the width of the edge. The weave does not rise. Its code cannot hold any thread, and {numref}`fig-judging-pixels` shows the answer, one colour: what is left over is the distance to the mean colour, whether a place is steep or not.
 #
 # **A defect of little contrast costs nothing, though everything is wrong.** A defect that changes a colour by $\delta$ adds about $\delta^2$ where it lies. By {eq}`judging-edge` it is outdone by every edge with $\tfrac12\, \mathbb E \lVert \varepsilon \rVert_2^2\, \lVert \nabla x \rVert_2^2 > \delta^2$. The first column below is the share of all
 # defective pixels whose residual is smaller than the *mean* of the steepest tenth of good places.

@@ -591,7 +591,7 @@ for name, row in drop.iterrows():
 # ```{admonition} What came out
 # :class: dropdown
 # The cell above names what each detector loses. The halo costs nothing in the ranking of images and hardly anything in pixel AUROC, although most of what it marks is sound: pixel AP and F1-max tell. AUPRO falls too, because a blur that wide lowers the small defect. Missing every small defect costs nothing at image level, where the large one suffices, and next to nothing in AUROC and AP of pixels, where sixteen pixels do not weigh against five hundred: only AUPRO notices.
-# Scaling each map by itself ruins the ranking of images: in {numref}`fig-decisions-four` the noise of the good image is stretched until it is brighter than the background of the defective one. In the measures of pixels it shows as false alarms on good images.
+# Scaling each map by itself ruins the ranking of images: in {numref}`fig-decisions-four` the noise of its good image is stretched until it is brighter than that of the other three. In the measures of pixels it shows as false alarms on good images.
 # ```
 #
 # | Measure | It answers | It does not see |
