@@ -218,7 +218,7 @@ print(checked, "kinds of defects, and none changes a pixel outside its mask")
 # %% [markdown]
 # ### Six categories
 #
-# Three are textures: a pattern goes on beyond the picture, and no place in it is special. Three are objects, where every part
+# Three are textures (the upper row of {numref}`fig-data-categories`): a pattern goes on beyond the picture, and no place in it is special. Three are objects, where every part
 # has its place.
 
 # %% mystnb={"figure": {"caption": "A good picture of each category: three textures above, three objects below.", "name": "fig-data-categories"}, "image": {"alt": "Upper row: linen cloth, sawn wood, perforated steel. Lower row: the mouth of an amber glass jar, a white printed caplet on a dark belt, a green circuit board."}} tags=["hide-input"]
@@ -238,7 +238,7 @@ def six(category):
 
 
 # %% [markdown]
-# **Weave** is linen. A few patches of it, repeated, would give the whole cloth.
+# **Weave** is linen. A few patches of it, repeated, would give the whole cloth. The faintest defect of {numref}`fig-data-weave`, the tint, leaves the pattern as it is.
 
 # %% mystnb={"figure": {"caption": "Weave: a good piece and its five kinds of defects.", "name": "fig-data-weave"}, "image": {"alt": "Linen cloth: good, with a pulled thread, a hole, a stain, foreign fibres, and a few threads of another tint; below each picture its mask."}} tags=["hide-input"]
 six("weave")
@@ -315,7 +315,7 @@ grid(panels, names, len(LEVELS))
 # ### What varies and is harmless
 #
 # If all good pictures were equal, subtracting one from another would find every defect. They are not: pose,
-# light, exposure, focus, glare, dust and grain vary in training and test pictures alike.
+# light, exposure, focus, glare, dust and grain vary in training and test pictures alike ({numref}`fig-data-nuisances`).
 
 # %%
 seen, names = [], []
@@ -388,7 +388,7 @@ for category in benchmark:
 
 # %% [markdown]
 # A set of images carries such a hash as well, over all names and pixels. Each result in the {term}`ledger` holds it, so that
-# one knows whether two results were measured on the same images. Drawing is quick enough to need no files:
+# one knows whether two results were measured on the same images. A picture is drawn in a fraction of a second, so no files are needed:
 
 # %%
 start = time.perf_counter()
@@ -676,7 +676,7 @@ shutil.rmtree(workshop)
 # ```{exercise} A mask that loses nothing
 # :label: data-shrink
 # Write `shrink(mask, factor)` for a bool array `(H, W)` whose sides `factor` divides. A pixel of the result, `(H / factor, W / factor)`, is true if *any* of the pixels that it replaces was true, so that the smallest defect survives. Use no loop. Test it with `check_shrink`. Then say
-# which measure such a mask would favour, compared with the nearest pixel: one for a method with sharp maps, or one for a method with wide, blurred ones?
+# which method such a mask favours, compared with the nearest pixel: one with sharp maps, or one with wide, blurred ones?
 # ```
 
 

@@ -526,8 +526,7 @@ HTML(pd.DataFrame(rows, columns=["setting", "value", "status", "meaning"]).to_ht
 # 3. **Calibrate.** $\bar d_k$ and $S_k$ of {eq}`hfr-spread`, then $\beta_k$ and $\beta_{k,0}$ of {eq}`hfr-expected`, are measured on the held-out images. A decoder may know the images that it was trained on; how it misses new ones can be seen on new ones only.
 # 4. **Place the threshold** of the verdict from the scores of held-out images, so that a normal image exceeds it with a stated probability, here 2 %. No image is judged by its own calibration: each half of the held-out images is scored while the other half calibrates.
 #
-# For step 4, let $s_1, \dots, s_n$ be the held-out scores and $\alpha = 0.02$. If a further normal image is drawn as these were, each rank among the $n + 1$ scores is equally likely, and the $j$-th largest held-out score is exceeded with probability $j/(n+1)$. So $j = \lfloor \alpha (n + 1) \rfloor$ keeps the promise,
-# but it needs $n \ge 1/\alpha - 1 = 49$ images. With fewer we assume that the *logarithms* of the scores follow a normal law, and take its upper prediction limit. With mean $\bar y$ and deviation $s_y$ of the logarithms,
+# For step 4, let $s_1, \dots, s_n$ be the held-out scores and $\alpha = 0.02$. Equation {eq}`decisions-promise` takes the $\lfloor \alpha (n + 1) \rfloor$-th largest of them, and needs $n \ge 1/\alpha - 1 = 49$ images. With fewer we assume that the *logarithms* of the scores follow a normal law, and take its upper prediction limit. With mean $\bar y$ and deviation $s_y$ of the logarithms,
 #
 # $$
 # \log(\text{threshold}) = \bar y + t_{n-1,\,1-\alpha}\; s_y \sqrt{1 + \tfrac1n},
@@ -739,7 +738,7 @@ holds(measured["image_auroc"] > pixel["image_auroc"], measured["pixel_ap"] > pix
 #
 # Then the ledger: longer runs on larger images, of which every row says on which data, with which network and which seeds it was measured. The paper tested on MVTec AD, MNIST, Fashion-MNIST and CIFAR-10 and reports that it outperforms earlier methods there; its figures were not in what we could read, so no
 # column can stand beside ours. What we can hold our version against is its nearest relative, reverse distillation {cite:p}`deng2022reverse`, which is commonly quoted with a mean image AUROC near .985 over the fifteen categories of MVTec AD (we did not measure this). We call our version sound where a category of MVTec AD
-# stays within .03 of that figure.
+# stays within .03 of that figure; in the table below, bottle does.
 
 # %%
 HTML(tables.table("hfr", format="html"))
@@ -752,7 +751,7 @@ HTML(tables.table("hfr", format="html"))
 # ```
 
 # %% [markdown]
-# The classes of this set stand in the table above, one a row. Their mean, beside what the ledger's list of published figures has for other methods:
+# The classes of this set stand in the table above, one a row. Their mean, beside what the ledger's list of published figures has for other methods (*[M]* marks a figure from general knowledge that we did not check). Ours is behind:
 
 # %%
 one_class = tables.frame("one-class")
@@ -993,10 +992,10 @@ holds(
 
 # %% [markdown]
 # (hfr-products)=
-# ## Products that nobody tuned to
+# ## One setting for all products
 #
 # Settings that are good for one product may be bad for another. Those of this chapter were chosen on a *development set* of thirteen products, one setting for all, by the mean gain in pixel AP and in image AUROC, where no product might lose more than .05: the six built-in categories, bottle of MVTec AD, toothbrush of MVTec AD with test images of our own choice (the row is called `mvtec_resplit`, and its figures are not MVTec AD's), the magnetic tiles of MTD, and four kinds of recycled
-# paper {cite:p}`bianconi2014paper`. Four further papers, the *check set*, were looked at once, after the choice. Beside HFR stands the simplest method of all, the distance to the nearest of the stored patches of the same network ({py:class}`uad_core.methods.baselines.NearestNeighbour`). All figures are in percent, from the ledger.
+# paper {cite:p}`bianconi2014paper` (`piped`). Four further papers, the *check set*, were looked at once, after the choice. Beside HFR stands the simplest method of all, the distance to the nearest of the stored patches of the same network ({py:class}`uad_core.methods.baselines.NearestNeighbour`). All figures are in percent, from the ledger.
 
 # %%
 side = tables.side_by_side("hfr", "knn")
@@ -1006,7 +1005,7 @@ side = tables.side_by_side("hfr", "knn")
 print(tables.where_behind(side, "hfr", "knn"))
 
 # %% [markdown]
-# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst. On `circuit` it is missing and misplaced parts that a stored patch notices sooner: of these the deepest level knows most, and {eq}`hfr-map` gives it the smallest weight. On MTD every tile has a texture of its own, which the code does not hold (our reading ◇).
+# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth in image or pixel AUROC, and the two products whose images HFR tells apart worst. On both products HFR is ahead in image AUROC and not behind in pixel AP; what it loses is pixel AUROC. Our reading ◇: on `circuit` the deepest level knows most of missing and misplaced parts, and {eq}`hfr-map` gives it the smallest weight; on MTD every tile has a texture of its own, which the code does not hold.
 #
 # What stays out of reach follows from the idea: HFR has to *foretell* the features, and where the deepest level does not determine them, as in a grain or a print at any angle, a normal image is missed as badly as a faint defect.
 #
@@ -1073,7 +1072,7 @@ def check_direction(candidate):
 #
 # ```{exercise} Product instead of sum
 # :label: hfr-product
-# Write `fuse_product(residuals, size)`: bring each map of a list of `(N, h, w)` to `size` and multiply them. When is a product better than a sum, and when is it worse? Test it with `check_product`, then compare both on the test set with `metrics.auroc`.
+# Write `fuse_product(residuals, size)`: bring each map of a list of `(N, h, w)` to `size` and multiply them. When is a product better than a sum, and when is it worse? Test it with `check_product`, then compare both on the test set by the AUROC of their largest values: `test_residuals(detector)` gives the maps by level.
 # ```
 
 # %%

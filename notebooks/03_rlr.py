@@ -307,7 +307,7 @@ HTML(diagram.figure(boxes + arrows, 532, 626, DESCRIPTION))
 # \langle P_p, P_q\rangle = \sum_i \cos\bigl((k_p - k_q)\,\omega_i\bigr) + \sum_i \cos\bigl((r_p - r_q)\,\omega_i\bigr).
 # $$ (rlr-distance)
 #
-# It is largest for $p = q$. Attention does not use it directly, because $W_q$ and $W_k$ stand in between and start at random; but where $W_q^\top W_k$ comes close to a multiple of the identity, attention prefers what is near, so "near" is easy to learn.
+# It is largest for $p = q$ ({numref}`fig-rlr-positions`). Attention does not use it directly, because $W_q$ and $W_k$ stand in between and start at random; but where $W_q^\top W_k$ comes close to a multiple of the identity, attention prefers what is near, so "near" is easy to learn.
 #
 # ```{literalinclude} ../uad_core/methods/rlr.py
 # :pyobject: sine_positions
@@ -326,7 +326,7 @@ plots.picture_grid({"channels": channel, "nearness": near}, ["column, fast", "co
 # %% [markdown]
 # ### Windows
 #
-# Two attentions work side by side. (The code calls them `mca` and `nsa`; that these are the paper's LCA and MLKA is our reading ◇, with little room for another.) Both ask with the tokens of the image; they differ in where content comes from and in what they may see. The *window* of a position holds what is near:
+# Two attentions work side by side. (The code calls them `mca` and `nsa`; that these are the paper's LCA and MLKA is our reading ◇, with little room for another.) Both ask with the tokens of the image; they differ in where content comes from and in what they may see. The *window* of a position holds what is near ({numref}`fig-rlr-windows`):
 #
 # $$
 # W(p) = \bigl\{ q : |r_p - r_q| \le \lfloor w/2 \rfloor \ \text{and}\ |k_p - k_q| \le \lfloor w/2\rfloor \bigr\},
@@ -610,7 +610,7 @@ def paint(x):
     with torch.no_grad():
         return painter([x.transpose(1, 2).unflatten(2, grid)])
 
-# %% mystnb={"figure": {"caption": "A square of another class in a normal image of each class, and what four networks reconstruct, painted from their features. The first two networks repaint the foreign square; the last two paint what they know.", "name": "fig-rlr-shortcut"}, "image": {"alt": "Six rows of pictures, one column for each class. In the rows image, features, token autoencoder and own neighbourhood the foreign square is visible, in plank and circuit only faintly; in the rows neighbour mask and RLR it has been replaced by a blurred version of the product, but for a pale spot in the neighbour mask's jar and a dark one in the tablet of both."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "A square of another class in a normal image of each class, and what four networks reconstruct, painted from their features. The first two networks repaint the foreign square; the last two paint what they know.", "name": "fig-rlr-shortcut"}, "image": {"alt": "Six rows of pictures, one column for each class. In the rows image, features, token autoencoder and own neighbourhood the foreign square is visible, in plank and circuit only faintly; in the rows neighbour mask and RLR it has been painted over, but for a spot in the tablet, grey with the neighbour mask and dark with RLR. The neighbour mask's jar is no jar, only a pale brown."}} tags=["hide-input"]
 with torch.no_grad():
     rows = {"image": foreign, "its features": paint(pasted)} | {name: paint(network(pasted)) for name, network in networks.items()}
 plots.picture_grid(rows, list(classes), masks)
@@ -623,7 +623,7 @@ errors = {
 plots.picture_grid({"image": foreign} | errors, list(classes), masks)
 
 # %% [markdown]
-# In {numref}`fig-rlr-shortcut` follow one column downwards. The autoencoder paints the square as it came, and so does self-attention with a residual path and without noise (the row "own neighbourhood"). The two masked networks paint over it. RLR fills the middle of the jar with brown, where the neighbour mask leaves a pale spot. In the tablet's column a brown square was pasted, and both put the tablet back at the square's rim and in its middle a spot with the colour of the dark mat around the tablet. That is something normal, only not the right thing. RLR's error is there all the same, smaller than for weave, grille and jar.
+# In {numref}`fig-rlr-shortcut` follow one column downwards. The autoencoder paints the square as it came, and so does self-attention with a residual path and without noise (the row "own neighbourhood"). The two masked networks paint over it. RLR fills the middle of the jar with brown, while the neighbour mask paints no jar at all. In the tablet's column a brown square was pasted. RLR puts the tablet back at the square's rim, and in its middle a spot with the colour of the belt around the tablet: something normal, only not the right thing; the neighbour mask's spot is grey. RLR's error is there all the same, smaller than for weave, grille and jar.
 #
 # Look at the copier in {numref}`fig-rlr-errors`: on its own scale even the copier's square stands out, because what it fails to copy, little as it is, exceeds the next to nothing that it fails to copy elsewhere. So put numbers to it:
 
@@ -645,7 +645,7 @@ holds(
 )
 
 # %% [markdown]
-# RLR's square stands out more than that of both copiers, and its error there is many times the first copier's. Note what RLR pays: outside the square, too, it reconstructs less well than the copiers do. A detector needs a *difference* between defect and normal, not a small error. The neighbour mask copies even less than RLR, but it also knows less ◇: trained as long, it errs nearly twice as much outside the square, and the ratio falls to that of the copiers. The ledger below compares the two after longer training.
+# RLR's square stands out more than that of both copiers, and its error there is many times the first copier's. Note what RLR pays: outside the square, too, it reconstructs less well than the copiers do. A detector needs a *difference* between defect and normal, not a small error. The neighbour mask copies even less than RLR, but it also knows less ◇: trained as long, it errs nearly twice as much outside the square, and the ratio falls below that of the copiers. The ledger below compares the two after longer training.
 #
 # ### The reference, drawn
 #
@@ -664,7 +664,7 @@ plots.picture_grid(memory, list(classes))
 # %% [markdown]
 # In the row "reference alone" of {numref}`fig-rlr-memory` the values of all products come from one reference; jar and tablet are recognisable, the holes of the grille are not, and yet the reference itself shows none of them: it need not look like a feature map, since $E_R$, $W_v$ and the layers after them translate it. It started as random numbers, and the picture does not tell how far training has moved it. We read it as a set of codes, position by position, from which the query picks (our reading ◇).
 #
-# And here is *where* the classes look when they ask from the same position: the weights of LCA in the first layer, averaged over heads. Look along a row: from the middle, each class picks tokens of its own.
+# And here is *where* the classes look when they ask from the same position: the weights of LCA in the first layer, averaged over heads. Look along a row of {numref}`fig-rlr-attention`: from the middle, each class picks tokens of its own.
 
 # %% mystnb={"figure": {"caption": "Attention weights of LCA's first layer for a query in the middle of the grid and one in its corner, for one image of each class. What LCA adds at that position comes from these few tokens of the reference; MLKA adds content from the rest of the image.", "name": "fig-rlr-attention"}, "image": {"alt": "Two rows of maps, one column for each class: dark but for a small window in the middle, or in the upper left corner, within which the weights differ from class to class."}} tags=["hide-input"]
 with torch.no_grad():
@@ -764,7 +764,7 @@ assert all(row[-1] > 1 for row in stored)
 #
 # One scale for all classes shows a difficulty of joint models that is hidden in a table of AUROCs: the classes do not share a *level* of normal. In {numref}`fig-rlr-alarms`, where every piece is good, a tablet and a plank score higher than the defective circuit of {numref}`fig-rlr-panel`. What is hard to reconstruct glows with a value that would be an alarm elsewhere. AUROC is computed class by class and does not notice; a factory with one threshold would.
 #
-# These are, class by class, the defects with the *lowest* score, then the good pieces with the *highest*.
+# These are, class by class, the defects with the *lowest* score ({numref}`fig-rlr-worst`), then the good pieces with the *highest*.
 
 # %%
 worst, alarms = {}, {}
@@ -913,7 +913,7 @@ assert (longer.loc["plain self-attention"] < longer.loc["RLR"]).all()
 # * *Plain self-attention* sees its own neighbourhood and has no reference, yet it copies far less than the copier. What opens the door of "own neighbourhood" in {numref}`fig-rlr-share` is therefore not the view alone: that network also has a residual path and no noise. Which of the two opens the door, neither table separates. Plain self-attention finds defects worse than RLR in both tables, so a small copied share does not by itself make a good detector.
 # * *Noise* and a *second reference* change little in the ledger's runs, and taking away LCA's *window* even gains image AUROC there (one seed each).
 # * The *copier* passes most of a foreign patch. In the page's short training it is ahead of RLR in every measure; in the ledger's it is ahead in image AUROC and behind in both measures of pixels, each by less than two points. With one seed each, none of these differences is settled. {numref}`fig-rlr-errors` showed how it can be as good: AUROC compares errors with errors, and a copier's are small everywhere. The shortcut is real, but at this size and length it does not decide the score. The authors' claim is about
-#   networks with nearly thirty times the weights, trained for two hundred epochs, in which the remaining error may shrink further ◇; we did not train those, so this table neither confirms nor refutes them.
+#   networks with far more weights, trained for two hundred epochs, in which the remaining error may shrink further ◇; we did not train those, so this table neither confirms nor refutes them.
 #
 # **Turn the product.** The reference has one token for each *position*, and the position table tells the query where it is. Rotate every normal test image by one, two and three quarter turns: nothing is wrong with it, and the model has never seen it so.
 
@@ -925,7 +925,7 @@ for name, data in classes.items():
     turned[name] = {f"{90 * turns}°": detector.score(good.rot90(turns, (2, 3))).mean().item() / upright for turns in (1, 2, 3)}
 turned = pd.DataFrame(turned).T
 
-# %% mystnb={"figure": {"caption": "Mean score of good pieces after a turn, divided by their mean score upright (the line at 1). The circuit, whose parts have fixed places, suffers at every angle; plank, grille and tablet chiefly at 90\u00b0 and 270\u00b0.", "name": "fig-rlr-rotation"}, "image": {"alt": "Grouped bars for each class and three angles; circuit is highest, about four at all angles; plank, grille and tablet are high at 90 and 270 degrees and near one at 180; jar is near one and a half at all angles; weave is lowest at 90 and 270."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Mean score of good pieces after a turn, divided by their mean score upright (the line at 1). The circuit, whose parts have fixed places, suffers at every angle; plank, grille and tablet chiefly at 90\u00b0 and 270\u00b0.", "name": "fig-rlr-rotation"}, "image": {"alt": "Grouped bars for each class and three angles; circuit is highest, about four at all angles; plank, grille and tablet are high at 90 and 270 degrees and near one at 180; jar and weave are little above one at every angle."}} tags=["hide-input"]
 long = turned.reset_index(names="class").melt("class", var_name="turned by", value_name="score")
 sheet = plots.figure(2.8)
 axes = sheet.subplots()
@@ -937,7 +937,7 @@ axes.legend(title="turned by")
 sheet
 
 # %% [markdown]
-# In {numref}`fig-rlr-rotation` the circuit, whose parts have a place, suffers most, and the weave, which looks alike in both directions, least. Plank, grille and tablet suffer from a quarter turn and hardly from a half one: a texture has a direction. Even the round jar rises by about a half at every angle; why, we did not test. How much is due to the reference, and how much to features that change with any turn, this test does not separate. On a conveyor where parts arrive at any angle RLR needs images at every angle, or a step that turns them upright first. We expect the same of shifts by more than a few tokens, and did not measure it ◇. It fits that `screw`, whose images show the screw at all angles, is the category for which that user reports chance level.
+# In {numref}`fig-rlr-rotation` the circuit, whose parts have a place, suffers most, and the round jar and the weave, which looks alike in both directions, least. Plank, grille and tablet suffer from a quarter turn and hardly from a half one: a texture has a direction. How much is due to the reference, and how much to features that change with any turn, this test does not separate. On a conveyor where parts arrive at any angle RLR needs images at every angle, or a step that turns them upright first. We expect the same of shifts by more than a few tokens, and did not measure it ◇. It fits that `screw`, whose images show the screw at all angles, is the category for which that user reports chance level.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -947,9 +947,9 @@ sheet
 
 # %% [markdown]
 # (rlr-products)=
-# ## Products that nobody tuned to
+# ## One setting for all products
 #
-# RLR's score is the paper's, so there was less to choose. These are models of one product each, with the profile `cpu`, on the development set of thirteen products that the chapter on HFR {ref}`describes <hfr-products>`, and on the four papers of the check set; in percent, from the ledger:
+# RLR's score is the paper's, so there was less to choose. These are models of one product each, with the profile `cpu`, on those products of the development set that the chapter on HFR {ref}`describes <hfr-products>` for which the ledger has such a run; in percent:
 
 # %%
 beside = tables.side_by_side("rlr", "knn")
@@ -959,12 +959,12 @@ beside = tables.side_by_side("rlr", "knn")
 print(tables.where_behind(beside, "rlr", "knn"))
 
 # %% [markdown]
-# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth. RLR's reference has one token for each position, so it can stand for what is normally *there*; where any place may look like any other, as on recycled paper, on grain or on tiles, one token per place has to stand for all of them, and what a sound piece has of its own is missed.
-# Its score adds distance and direction {eq}`rlr-loss`, so an empty background counts in it as the chapter on HFR {ref}`shows <hfr-empty>` for that residual. Both are limits of the method as the paper has it.
+# The lines below the table name every product on which the nearest neighbour is ahead by more than a hundredth, and the two whose images RLR tells apart worst. `tablet` is among both, and both limits of the method meet there (our reading ◇). RLR's reference has one token for each position, so it can stand for what is normally *there*; where a product lies at any angle, one token has to stand for belt, print and rim.
+# Its score adds distance and direction {eq}`rlr-loss`, so an empty background counts in it as the chapter on HFR {ref}`shows <hfr-empty>` for that residual. The method as the paper has it sets both limits.
 #
 # ```{admonition} Take-away
 # :class: note
-# One token of the reference for each place: a limit where any place may look like any other.
+# One token of the reference for each place: a limit where a product lies at any angle.
 # A score by distance and direction: a limit before an empty background.
 # ```
 
@@ -1056,7 +1056,7 @@ def check_shrink(candidate):
 # nu = detector.config.jitter * x.norm(dim=-1).mean() / channels
 # check_shrink(shrink), copied_share(lambda z: shrink(z.flatten(0, 1), nu, x).view_as(z))
 # ~~~
-# On the page's own data the share is about three quarters, near that of attention with an open door: directions in which *some* class varies are copied for *all* classes.
+# On the page's own data the share is near that of attention with an open door: directions in which *some* class varies are copied for *all* classes.
 # ```
 #
 # ```{exercise} A reference that turns

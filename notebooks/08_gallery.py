@@ -88,7 +88,7 @@ titles = [str(kinds[i]) for i in shown]
 print(*titles, sep=", ")
 
 # %% [markdown]
-# Each method is fitted, judges all test images, and is drawn on the chosen ones: image, mask, its residual maps from fine to coarse, the anomaly map, the verdict. Colours have one scale for each method: those of two methods cannot be compared, the places can.
+# Each method is fitted, judges all test images, and is drawn on the chosen ones: image, mask, its residual maps from fine to coarse, the anomaly map, the verdict. Colours have one scale for each method: those of two methods cannot be compared, the places can. Follow one column, such as the crack, from {numref}`fig-gallery-hfr` down to {numref}`fig-gallery-glad`.
 
 # %%
 measured = {}

@@ -144,7 +144,7 @@ assert called["crack"] < 0.5 < called["broken rim"]
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# Each row of the table is one missing kind, with a handful of test pictures, on one product: read it as an illustration. A broken rim, never shown, is found, since it resembles a large chip. A crack, never shown, mostly passes for good. Whether an unknown kind is found depends on whether it happens to resemble a known one, in numbers that nobody chose, and that can be asked after the damage only.
+# Each row of the table is one missing kind, with a handful of test pictures, on one product: read it as an illustration. It depends on the kind. A broken rim, never shown, is found: it looks like a large chip. A crack, never shown, mostly passes for good. Whether an unknown kind is found depends on whether it happens to resemble a known one, in numbers that nobody chose, and this shows only after the damage.
 # ```
 #
 # A classifier learns the border between two classes. Where one of the classes is open, with members that nobody has seen, the border is right only near the examples.
@@ -266,7 +266,7 @@ def arrow(points, text="", x=0, y=0):
     return f'<polyline points="{points}" {INK} marker-end="url(#judging-tip)"/>{word}'
 
 
-# %% mystnb={"figure": {"caption": "The protocol of this book. Blue: good images, for learning. Orange: test images of both kinds, seen once, at the end. Labels and masks touch nothing but the measures; the threshold comes from held-out good images.", "name": "fig-judging-protocol"}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The protocol of this book. Blue: good images, for learning. Green: what is fixed before a test image is seen. Orange: test images of both kinds, seen once, at the end. Labels and masks touch nothing but the measures; the threshold comes from held-out good images.", "name": "fig-judging-protocol"}} tags=["hide-input"]
 parts = [
     box(10, 10, 180, ["good images", "for training"], "seen"), box(330, 10, 180, ["test images,", "good and defective"], "judged"),
     box(10, 100, 86, ["7 of 8:", "learn"], "seen", True), box(110, 100, 90, ["1 of 8:", "hold out"], "seen", True),
@@ -291,7 +291,7 @@ HTML(f'<svg viewBox="0 0 520 325" style="width:100%;max-width:560px;color:inheri
 # :caption: Learn, hold out, place the threshold: {py:class}`uad_core.methods.base.Detector`
 # ```
 #
-# Results can be compared only if they come from one protocol. These are the ones in use; the ledger of this book says for every row which it was.
+# Results can be compared only if they come from one protocol. These are the ones in use; the {term}`ledger` of this book says for every row which it was.
 #
 # | Protocol | Normal is | Anomalous is | One model for | What is asked |
 # |---|---|---|---|---|
@@ -406,7 +406,7 @@ assert (pixel["image_auroc"] < 0.9).all() and features.loc["jar", "pixel_ap"] - 
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# These are three products at 96 pixels, with one seed: an illustration and no ranking. On none of them does the autoencoder tell defective images from good ones well, and on the jar it does not find the pixels either. Beside it stands the simplest method that compares features instead of pixels, the distance to the nearest stored feature
+# These are three products at 96 pixels, with one seed: an illustration and no ranking. The columns are four measures: of images, by AUROC, and of pixels, by AUROC, by {term}`AP` and by {term}`AUPRO`; {ref}`a later chapter <chapter-decisions>` derives all of them. On none of the products does the autoencoder tell defective images from good ones well; it comes closest on the weave, where its answer is a single colour. On the jar the AP says that the pixels are not found either. Beside it stands the simplest method that compares features instead of pixels, the distance to the nearest stored feature
 # ({py:class}`uad_core.methods.baselines.NearestNeighbour`). On the jar it is far ahead. On the other two the table shows it behind at marking pixels, also because its finest cell is 8 pixels wide, on a picture of 96. To take features is not enough. What is to be done with them is the subject of the methods, and {ref}`the chapter that holds them side by side <data-measured>` shows what these reach.
 # ```
 #
@@ -461,12 +461,12 @@ for name, factor in slopes.items():
 assert min(slopes["jar"], slopes["tablet"]) > 2 > slopes["weave"]
 
 # %% [markdown]
-# In {numref}`fig-judging-edges` jar and tablet behave as {eq}`judging-edge` says: the steeper a good place, the more is left over. The weave does not. Its code cannot hold any thread, and {numref}`fig-judging-pixels` shows the answer, one colour: what is left over is the distance to the mean colour, whether a place is steep or not.
+# In {numref}`fig-judging-edges` jar and tablet behave as {eq}`judging-edge` says at the steep end: the steeper a good place, the more is left over. They need not follow its square to the steepest place, for the first order holds only while the displacement is small beside the width of the edge. The weave does not rise. Its code cannot hold any thread, and {numref}`fig-judging-pixels` shows the answer, one colour: what is left over is the distance to the mean colour, whether a place is steep or not.
 #
 # **A defect of little contrast costs nothing, though everything is wrong.** A defect that changes a colour by $\delta$ adds about $\delta^2$ where it lies. By {eq}`judging-edge` it is outdone by every edge with $\tfrac12\, \mathbb E \lVert \varepsilon \rVert_2^2\, \lVert \nabla x \rVert_2^2 > \delta^2$. The first column below is the share of all
 # defective pixels whose residual is smaller than the *mean* of the steepest tenth of good places.
 #
-# **And a part of the defect is rebuilt.** Nothing forbids $R$ to answer with defects. With the clean twin $x$ of a defective image $x'$ this is measured by the {term}`copied share <learning shortcut>`, for which {eq}`rlr-copy` has a relative,
+# **And a part of the defect is rebuilt.** Nothing forbids $R$ to answer with defects. With the clean twin $x$ of a defective image $x'$ this is measured by the {term}`copied share <learning shortcut>`, a relative of {eq}`rlr-copy`,
 #
 # $$
 # \kappa = \frac{\langle R(x') - R(x),\ x' - x \rangle}{\lVert x' - x \rVert_2^2} ,
@@ -493,7 +493,7 @@ print("more than a third of the defective pixels lie below the edges of good pla
 print("more than a tenth of the defect is rebuilt on:", *lost.index[lost.iloc[:, 1] > 1 / 10])
 
 # %% [markdown]
-# In this run the first failure is the larger one: the code is narrow, and the answer too blurred to hold much of a defect. To sharpen it, one gives the autoencoder more to say, by a wider code or a longer training, and then it may say more about defects too: $\kappa$ is the price to watch. These are the two failures of the preface, false alarms and missed defects. The way out that nearly all methods of this book take is another description.
+# In this run more is lost below the edges than by copying: the code is narrow, and the answer blurred. To sharpen it, one gives the autoencoder more to say, by a wider code or a longer training, and then it may say more about defects too: $\kappa$ is the price to watch. Edges that are left over and defects that are rebuilt are the two failures of the preface, false alarms and missed defects. The way out that nearly all methods of this book take is another description.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -506,7 +506,7 @@ print("more than a tenth of the defect is rebuilt on:", *lost.index[lost.iloc[:,
 #
 # ```{exercise} Spot the leak
 # :label: judging-leak
-# Which of these experiments break the protocol of {numref}`fig-judging-protocol`? (a) The smoothing width is chosen by AUPRO on the test set of another product. (b) Every anomaly map is divided by the largest value that occurs on the test set. (c) Training stops when the AUROC on half of the test images is best, and the other half is reported. (d) Images that look odd are removed from the training set by a person, before training.
+# Which of these experiments break the protocol of {numref}`fig-judging-protocol`? (a) The width by which maps are smoothed is chosen by AUPRO on the test set of another product. (b) Every anomaly map is divided by the largest value that occurs on the test set. (c) Training stops when the AUROC on half of the test images is best, and the other half is reported. (d) Images that look odd are removed from the training set by a person, before training.
 # ```
 #
 # ```{solution} judging-leak
@@ -586,7 +586,7 @@ def check_reported(candidate):
 # print(check_reported(reported))
 # print(reported(epochs_of(600, 15, 25, seed=1), epochs_of(600, 15, 25, seed=2)))
 # ~~~
-# The mean comes out at the true .80: an epoch that is chosen on other images gets no present. The price is that some images with defects had to be set aside, which a one-class method is not supposed to have; hence the last epoch.
+# The mean comes out at the true .80: an epoch that is chosen on other images gains nothing by the choice. The price is that some images with defects had to be set aside, which a one-class method is not supposed to have; hence the last epoch.
 # ```
 #
 # ```{exercise} A description of your own

@@ -220,7 +220,7 @@ used = pd.DataFrame({
 })
 used
 
-# %% mystnb={"figure": {"caption": "How strongly each pixel of an image of 256 pixels acts on the feature in its middle, mean over the six built-in products; logarithmic, over five powers of ten. White squares hold half and nine tenths of the total.", "name": "fig-frozen-footprint"}, "image": {"alt": "Three square maps for levels 1 to 3: a small bright spot in the middle that grows from level to level; beyond the outer white square the map falls off over several powers of ten."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "How strongly each pixel of an image of 256 pixels acts on the feature in its middle, mean over the six built-in products; logarithmic, over five powers of ten. White squares hold half and nine tenths of the total. The spot lies half a stride below and to the right of their centre, since an even number of cells has none in the middle.", "name": "fig-frozen-footprint"}, "image": {"alt": "Three square maps for levels 1 to 3: a small bright spot in the middle that grows from level to level; beyond the outer white square the map falls off over several powers of ten."}} tags=["hide-input"]
 sheet = plots.figure(2.5)
 for ax, e, (name, row) in zip(sheet.subplots(1, 3), energy, used.items()):
     clear(ax)
@@ -245,7 +245,7 @@ assert (nine < used.loc["receptive field"] / 3)[1:].all() and (nine.to_numpy() <
 # ```{admonition} Take-away
 # :class: note
 # The receptive field says what a feature could depend on; what it uses is a small spot in the middle.
-# Level 1 sees edges a few pixels wide, level 3 parts some tens of pixels wide.
+# Level 1 sees pieces of edges about ten pixels wide, level 3 parts some tens of pixels wide.
 # ```
 
 # %% [markdown]
@@ -321,11 +321,11 @@ for category, row, col in ASKED:
     mark[row - 8 : row + 8, col - 8 : col + 8] = True
     first, second, at = [*first, pair[0]], [*second, pair[1]], [*at, mark]
 
-# %% mystnb={"figure": {"caption": "Above: one place asked about, framed. Below it: another good picture of the product, and where its features point the same way, at three levels, each row on one scale from 0 to its largest value. The frame in the second picture marks the same coordinates.", "name": "fig-frozen-alike"}, "image": {"alt": "Three columns: jar, grille and circuit. On level 1 many places with an edge of the same direction are bright; on level 3 the inner ring of the jar, brightest at the top, rows of holes on the grille, and the feet of the legs of the circuit."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Above: one place asked about, framed. Below it: another good picture of the product, and where its features point the same way, at three levels, each row on one scale from 0 to its largest value. The frame in the second picture marks the same coordinates.", "name": "fig-frozen-alike"}, "image": {"alt": "Three columns: jar, grille and circuit. On level 1 many places with an edge of the same direction are bright, on the circuit many flat places; on level 3 the inner ring of the jar, brightest at the top, rows of holes on the grille, and the feet of the legs of the circuit."}} tags=["hide-input"]
 plots.picture_grid({"asked": torch.stack(first), "searched": torch.stack(second)} | {name: torch.stack(maps) for name, maps in alike.items()}, [name for name, _, _ in ASKED], torch.stack(at))
 
 # %% [markdown]
-# In {numref}`fig-frozen-alike` level 1 answers to every edge that runs the same way, on the jar above and below. Level 3 answers to the *part*: on the jar to the inner ring, most at the side that was asked about, on the circuit to the feet of the legs. On the grille, where every hole has such an edge, it finds the pattern. Nobody told the network what a rim or a leg is: to tell a thousand classes apart under all lights and from all sides it had to learn descriptions of parts, and these serve for parts of other things as well.
+# In {numref}`fig-frozen-alike` level 1 answers to every edge that runs the same way, on the jar above and below. Level 3 answers to the *part*: on the jar to the inner ring, most at the side that was asked about, on the circuit to the feet of the legs, where level 1 had answered to flat places all over the board. On the grille, where every hole has such an edge, it finds the pattern. Nobody told the network what a rim or a leg is: to tell a thousand classes apart under all lights and from all sides it had to learn descriptions of parts, and these serve for parts of other things as well.
 #
 # ### What it was taught to overlook
 #
@@ -393,7 +393,7 @@ assert better["a tenth darker"] and better["one pixel aside"]
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# To light the trained features are nearly deaf, at every level and on every product, and the same network without training is not: this was learned. Against a displacement by one pixel they are no better than the pixels, though better than the random network: an edge that moves is an edge that moved. And on grain they are *worse* than the pixels. The first layers have learned to sharpen fine detail, since on photographs detail is information; on level 1 even the random network, which mostly averages, forgives grain better.
+# To light the trained features are nearly deaf, at every level and on every product, and the same network without training is not: this was learned. Against a displacement by one pixel they are no better than the pixels, though better than the random network, and this is the one change against which depth helps. And on grain they are *worse* than the pixels. The first layers have learned to sharpen fine detail, since on photographs detail is information; on level 1 even the random network, which mostly averages, forgives grain better.
 # (One random network, five defective pictures of each product, each change at one strength; another strength moves the numbers.)
 # ```
 #
@@ -431,7 +431,7 @@ print("training on ImageNet helps on", int((helped["ImageNet"] > helped["random"
 # ```{admonition} Take-away
 # :class: note
 # ImageNet taught the network to overlook light and to describe parts; that carries over to products that it has never met.
-# It did not teach it to overlook grain, and what is harmless on one product only that product's good images can say.
+# It did not teach it to overlook grain. What is harmless on one product, only good images of that product can say.
 # ```
 
 # %% [markdown]
@@ -513,7 +513,7 @@ print(f"length, belt over tablet: {ratio['length ρ'].min():.1f} to {ratio['leng
 assert ratio["noise ν"].between(2 / 3, 3 / 2).all() and (ratio["1 - cos, measured"] > 3).all()
 assert ((belt.iloc[:, 2] / belt.iloc[:, 3] - 1).abs() < 1 / 5).all()
 
-# %% mystnb={"figure": {"caption": "A tablet photographed twice: length of the features of level 1, and the difference between the two photographs by distance and by direction. Each row has a colour scale of its own, whose top colour stands for its largest 1 %.", "name": "fig-frozen-empty"}, "image": {"alt": "Two tablets on a dark belt. Row length: the tablet is bright, the belt dark. Row distance: fairly even, a little brighter on the belt. Row direction: the belt is bright all over and the tablet dark."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Two tablets, each photographed twice; the first photograph is shown. Below it the length of the features of level 1, and the difference between the two photographs by distance and by direction. Each row has a colour scale of its own, whose top colour stands for its largest 1 %.", "name": "fig-frozen-empty"}, "image": {"alt": "Two tablets on a dark belt. Row length: outline and print of the tablet are bright, the belt is dark. Row distance: fairly even, a little brighter on the belt. Row direction: the belt is bright all over and the tablet dark."}} tags=["hide-input"]
 f, g = f_one[0][:2], f_other[0][:2]
 views = {"length": f.square().mean(1).sqrt(), "distance": (f - g).square().mean(1), "direction": 1 - F.cosine_similarity(f, g, dim=1)}
 plots.picture_grid({"image": one[:2]} | {name: v.clamp(max=v.quantile(0.99).item()) for name, v in views.items()})
@@ -521,7 +521,7 @@ plots.picture_grid({"image": one[:2]} | {name: v.clamp(max=v.quantile(0.99).item
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# The belt's features are about half as long as the tablet's. The noise is nearly the same in both, so the distance is too. The direction is several times noisier on the belt, as {eq}`frozen-cosine` predicts from length and noise alone (on the tablet, where lengths differ from place to place, less exactly: the mean of a quotient is not the quotient of the means). In {numref}`fig-frozen-empty` the rows for distance and for direction show the same two photographs: only one of them makes the belt glow.
+# The belt's features are about half as long as the tablet's. The noise is nearly the same in both, so the distance is too. The direction is several times noisier on the belt, as {eq}`frozen-cosine` predicts from length and noise alone (on the tablet, where lengths differ from place to place, less exactly: the mean of a quotient is not the quotient of the means). In {numref}`fig-frozen-empty` the rows for distance and for direction compare the same photographs: by distance belt and tablet differ little, by direction the belt is bright all over and the tablet dark.
 # ```
 #
 # Here the noise was the sensor's. For a method more is noise: all that it cannot foresee, such as the grain of the rubber. And a residual by direction, one minus the cosine, is popular for good reasons: rich and plain parts of a product weigh alike in it. On an empty background it is large everywhere, although nothing is there. The remedy that several methods of this book share is to let direction fade with length. With $\rho(f) = \lVert f \rVert_2 / \sqrt c$,
@@ -559,7 +559,7 @@ plots.picture_grid({"image": one[:2]} | {name: v.clamp(max=v.quantile(0.99).item
 #
 # ```{exercise} How long must it be?
 # :label: frozen-long
-# The grain adds $\nu = 0.2$ to each channel. How long must a feature be, in units of $\rho$, for the direction of two photographs to differ by less than $1 - \cos = 0.01$? By what factor is the direction noisier on a place where $\rho$ is half as large?
+# The grain adds $\nu = 0.2$ to each channel. How large must the length $\rho$ of a feature be for the direction of two photographs to differ by less than $1 - \cos = 0.01$? By what factor is the direction noisier on a place where $\rho$ is half as large?
 # ```
 #
 # ```{solution} frozen-long
@@ -634,7 +634,7 @@ def check_axis(candidate):
 # In the basis of the eigenvectors each step multiplies component $j$ by $\ell_j$; after many steps the largest is left. It is slow where $\ell_2 / \ell_1$ is close to 1, and fails if the start has no component along the first axis.
 # ```
 #
-# ```{exercise} Another teacher
+# ```{exercise} Another backbone
 # :label: frozen-teacher
 # *Open.* {eq}`frozen-gain` compares one network with one random twin of it. Choose another backbone that you can get (`uad list` names some), say beforehand for which of the three changes it should be better and why, and measure. Then find a fourth harmless change that occurs in factories and to which all of them are sensitive.
 # ```

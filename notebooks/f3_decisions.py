@@ -95,7 +95,7 @@ for corners, name in ((False, "cells stay in place"), (True, "corner pixels meet
 # %% [markdown]
 # ### Smoothing
 #
-# Residuals of good places flicker. A Gaussian $G_\sigma$ averages the flicker away, and a part of the defect with it. How wide should it be? Take a map that is white noise of variance $\nu^2$, independent from pixel to pixel, and on it a defect, a bump of height $b$ and width $\tau$: $b\, e^{-\lVert p \rVert^2 / 2\tau^2}$.
+# Residuals of good places flicker. A Gaussian $G_\sigma$ of deviation $\sigma$, with weights that sum to 1, averages the flicker away, and a part of the defect with it. How wide should it be? Take a map that is white noise of variance $\nu^2$, independent from pixel to pixel, and on it a defect, a bump of height $b$ and width $\tau$: $b\, e^{-\lVert p \rVert^2 / 2\tau^2}$.
 #
 # *The noise.* A weighted mean of independent numbers has the variance $\nu^2 \sum_p G_\sigma(p)^2$. For $\sigma$ of a pixel or more the sum is close to the integral, and the square of a Gaussian is a Gaussian again:
 #
@@ -144,7 +144,7 @@ axes.set(xlabel="width of the smoothing σ (pixels)", ylabel="peak / deviation o
 axes.set_xticks([1, 2, 4, 8, 12], ["1", "2", "4", "8", "12"])
 axes.legend();
 
-# %% mystnb={"figure": {"caption": "Signal over noise for bumps of three widths; their height and the deviation of the noise are 1. Lines: the formula; marks: measured with the package's own smoothing on drawn noise.", "name": "fig-decisions-snr"}, "image": {"alt": "Three curves over the smoothing width, each with a maximum where the smoothing is as wide as the bump; the marks lie on the lines."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Signal over noise for bumps of three widths; their height and the deviation of the noise are 1. Lines: the formula; marks: measured with the package's own smoothing on drawn noise.", "name": "fig-decisions-snr"}, "image": {"alt": "Three curves over the smoothing width, each with a maximum where the smoothing is as wide as the bump; the marks lie on the lines, and somewhat below them where the smoothing is wide."}} tags=["hide-input"]
 sheet
 
 # %% tags=["nbval-check-output"]
@@ -152,7 +152,7 @@ for tau, sigma in best.items():
     print(f"a bump of width {tau} stands out most at σ = {sigma:g}")
 
 # %% [markdown]
-# Each curve in {numref}`fig-decisions-snr` has its top at $\sigma = \tau$. Look also how flat the tops are: half or twice the best width costs a fifth, $2 \cdot 2/(1 + 4) = 0.8$ by {eq}`decisions-snr`. Real residuals are less kind: neighbouring cells share most of their field of view ({numref}`fig-frozen-footprint`), so their noise is *not* independent, and smoothing removes less of it.
+# Each curve in {numref}`fig-decisions-snr` has its top at $\sigma = \tau$. At wide smoothings the marks fall below the lines: a map is reflected at its border, so there the same noise counts twice and averages out less. Look also how flat the tops are: half or twice the best width costs a fifth, $2 \cdot 2/(1 + 4) = 0.8$ by {eq}`decisions-snr`. Real residuals are less kind: neighbouring cells share most of their field of view ({numref}`fig-frozen-footprint`), so their noise is *not* independent, and smoothing removes less of it.
 #
 # ```{admonition} Take-away
 # :class: note
@@ -213,7 +213,7 @@ sheet
 # %% [markdown]
 # ```{admonition} What came out
 # :class: dropdown
-# In {numref}`fig-decisions-reduce`, left, a defect that stands out of the noise is noticed by `top` first, by the maximum a little later, by the mean last. Right, one that is a tenth of the noise is hidden from all three while it is small, and when it is large the mean is the best, since it averages over most pixels. `top` is never far behind the better one, and none is the best everywhere.
+# In {numref}`fig-decisions-reduce`, left, a defect that stands out of the noise is noticed by `top` first, by the maximum a little later, by the mean last. Right, one that is a tenth of the noise is hidden from all three while it is small, and when it is large the mean is the best, since it averages over most pixels, with `top` second and well behind. None is the best everywhere.
 # ```
 #
 # ```{admonition} Take-away
@@ -459,18 +459,18 @@ sheet
 # %% [markdown]
 # ## Thresholds and false alarms
 #
-# None of the measures needs a threshold. A factory does, and it has no defective images to choose one by. What it has is good images that were held out.
+# No measure asks for a threshold in advance. A factory does, and it has no defective images to choose one by. What it has is good images that were held out.
 #
 # ### What a threshold can promise
 #
-# Let $s_1, \dots, s_m$ be the scores of held-out good images, and $s$ that of a further good image. If all $m + 1$ images come about alike, no order of their scores is more likely than another: the rank of $s$ among them is uniform on $1, \dots, m + 1$ (ties apart). The new score exceeds the $k$-th largest of the $m$ if it is among the $k$ largest of all $m + 1$, hence
+# Let $s_1, \dots, s_m$ be the scores of held-out good images, and $s$ that of a further good image. If all $m + 1$ images come about alike, no order of their scores is more likely than another: the rank of $s$ among them is uniform on $1, \dots, m + 1$ (ties apart). The new score exceeds $s_{(k)}$, the $k$-th largest of the $m$, if it is among the $k$ largest of all $m + 1$, hence
 #
 # $$
 # \Pr\bigl( s > s_{(k)} \bigr) = \frac{k}{m + 1}, \qquad
 # k = \lfloor \alpha\, (m + 1) \rfloor
 # $$ (decisions-promise)
 #
-# keeps the false alarms at most at the rate $\alpha$, *whatever the distribution of the scores*. It needs $m \ge 1/\alpha - 1$ images for $k$ to be 1 or more: 49 for two in a hundred. With fewer, the package assumes a normal law for the logarithms of the scores, by {eq}`hfr-threshold`.
+# With this $k$ the threshold $s_{(k)}$ keeps the false alarms at or below the rate $\alpha$, *whatever the distribution of the scores*. It needs $m \ge 1/\alpha - 1$ images for $k$ to be 1 or more: 49 for two in a hundred. With fewer, the package assumes a normal law for the logarithms of the scores, by {eq}`hfr-threshold`.
 #
 # ```{literalinclude} ../uad_core/scoring.py
 # :pyobject: normal_threshold
@@ -509,7 +509,7 @@ for m, rate in rates.items():
 #
 # ### What a false alarm costs
 #
-# Let one part in $1/\pi$ be bad. Of $M$ parts, $\pi M\, \mathrm{TPR}$ are flagged rightly and $(1 - \pi) M\, \mathrm{FPR}$ wrongly, so of the alarms the share
+# Let the share $\pi$ of all parts be bad ($\pi$ is no longer the number 3.14 here). Of $M$ parts, $\pi M\, \mathrm{TPR}$ are flagged rightly and $(1 - \pi) M\, \mathrm{FPR}$ wrongly, so of the alarms the share
 #
 # $$
 # \mathrm{Pr} = \frac{\pi\, \mathrm{TPR}}{\pi\, \mathrm{TPR} + (1 - \pi)\, \mathrm{FPR}}
@@ -579,7 +579,7 @@ made["per image"] = (made["sharp"] - low) / (high - low)
 judged = pd.DataFrame({name: metrics.evaluate(maps.amax((1, 2)), labels, maps, truth.numpy()) for name, maps in made.items()}).T
 judged.T.style.format("{:.2f}")
 
-# %% mystnb={"figure": {"caption": "What the four detectors say of one defective and of one good image, each row on one colour scale. The large defect is upper left, the small one lower right.", "name": "fig-decisions-four"}, "image": {"alt": "Two rows of four noisy maps. Defective: sharp shows a large and a small bright square; halo a blurred large one and hardly the small one; large only one square; per image both squares. Good: noise, which is dark in the first three and as bright as a defect in the last."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "What the four detectors say of one defective and of one good image, each row on a colour scale of its own. The large defect is upper left, the small one lower right.", "name": "fig-decisions-four"}, "image": {"alt": "Two rows of four noisy maps. Defective: sharp shows a large and a small bright square; halo a blurred large one and hardly the small one; large only one square; per image both squares. Good: noise, darker in the first three than in the last."}} tags=["hide-input"]
 plots.picture_grid({name: torch.stack([maps[i] for maps in made.values()]) for name, i in (("defective", 8), ("good", 0))}, list(made))
 
 # %% tags=["nbval-check-output"]
@@ -591,7 +591,7 @@ for name, row in drop.iterrows():
 # ```{admonition} What came out
 # :class: dropdown
 # The cell above names what each detector loses. The halo costs nothing in the ranking of images and hardly anything in pixel AUROC, although most of what it marks is sound: pixel AP and F1-max tell. AUPRO falls too, because a blur that wide lowers the small defect. Missing every small defect costs nothing at image level, where the large one suffices, and next to nothing in AUROC and AP of pixels, where sixteen pixels do not weigh against five hundred: only AUPRO notices.
-# Scaling each map by itself ruins the ranking of images, and in the measures of pixels it shows as false alarms on good ones.
+# Scaling each map by itself ruins the ranking of images: in {numref}`fig-decisions-four` the noise of its good image is stretched until it is brighter than that of the other three. In the measures of pixels it shows as false alarms on good images.
 # ```
 #
 # | Measure | It answers | It does not see |
@@ -601,6 +601,7 @@ for name, row in drop.iterrows():
 # | image F1-max | What could the best threshold reach? | that nobody knows this threshold beforehand |
 # | pixel AUROC | Are defective pixels ranked above normal ones? | halos around a defect; small defects beside large ones |
 # | pixel AP | Does the map mark the defect and little else? | small defects beside large ones |
+# | pixel F1-max | How well could one threshold mark the defects? | small defects beside large ones; that nobody knows this threshold |
 # | AUPRO | Is each defect found, whatever its size? | what happens beyond a false positive rate of 0.3 |
 #
 # No single number is enough, so every table of the book shows several, with the resolution at which they were measured.
