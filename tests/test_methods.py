@@ -286,7 +286,9 @@ def test_a_missing_model_is_named(tmp_path) -> None:
 # --- fitting -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (8, 1), (15, 2), (16, 4), (20, 4), (209, 26), (10_000, 512)])
+@pytest.mark.parametrize(
+    ("count", "held"), [(1, 0), (2, 1), (8, 1), (15, 2), (16, 4), (20, 4), (209, 26), (10_000, 512)]
+)
 def test_one_image_in_eight_is_held_out(count: int, held: int) -> None:
     learned, out = hold_out(count, seed=3)
     assert len(out) == held and sorted([*learned.tolist(), *out.tolist()]) == list(range(count))

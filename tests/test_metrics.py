@@ -315,5 +315,6 @@ def test_a_limit_that_is_no_rate_is_told(limit):
 def test_masks_and_maps_may_be_tensors() -> None:
     random = np.random.default_rng(0)
     maps, masks = random.random((3, 8, 8)), random.random((3, 8, 8)) > 0.8
-    arrays = (maps.max((1, 2)), np.array([True, False, True]), maps, masks & np.array([True, False, True])[:, None, None])
+    labels = np.array([True, False, True])
+    arrays = (maps.max((1, 2)), labels, maps, masks & labels[:, None, None])
     assert metrics.evaluate(*arrays) == metrics.evaluate(*map(torch.as_tensor, arrays))

@@ -243,7 +243,8 @@ def _pixel_values(maps: Any, masks: Any) -> dict[str, float]:
     if np.prod(np.shape(masks)) <= EXACT_PIXELS:
         return _pixel_metrics(_pixel_ranks(maps, masks), FPR_LIMIT)
     binned = StreamingPixelMetrics()
-    step = max(1, EXACT_PIXELS // (64 * np.prod(np.shape(masks[0]))))  # a batch takes some 20 bytes for each of its pixels
+    image = np.prod(np.shape(masks[0]))
+    step = max(1, EXACT_PIXELS // (64 * image))  # a batch takes some 20 bytes for each of its pixels
     for start in range(0, len(masks), step):
         binned.update(maps[start : start + step], masks[start : start + step])
     return binned.compute()

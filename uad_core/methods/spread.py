@@ -19,9 +19,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Expectation", "NormalSpread", "measure_expectations", "measure_spreads", "soft_norm"]
+__all__ = ["Expectation", "NormalSpread", "average_near", "measure_expectations", "measure_spreads", "soft_norm"]
 
 HARD = 2.0  # places where less than so many times the average is expected are all judged alike
 FAINTEST = 1e-3  # φ below which its logarithm does not fall
@@ -38,6 +39,17 @@ def soft_norm(f: Tensor, tau: float, dim: int = 1) -> Tensor:
     """
     length = f.square().mean(dim, keepdim=True).sqrt()
     return f / (length + tau).clamp_min(1e-9)
+
+
+def average_near(d: Tensor, span: float, stride: int) -> Tensor:
+    """Average differences d (N, C, h, w) over squares of about `span` pixels of the image; a cell has `stride` of them.
+
+    The square has an odd number of cells along a side, and ends at the border. What of a difference is noise differs
+    from cell to cell and is averaged away; what a defect adds has the same sign next door, and stays.
+    Source: HFR chapter, equation (hfr-near) [reconstruction].
+    """
+    cells = 2 * round((span / stride - 1) / 2) + 1
+    return F.avg_pool2d(d, cells, 1, cells // 2, count_include_pad=False) if cells > 1 else d
 
 
 class NormalSpread(nn.Module):
