@@ -113,7 +113,7 @@ def augment(images: Tensor, probability: float) -> Tensor:
         strengths = nuisance.strengths(len(images), device)
         if chosen.any():
             images[chosen] = nuisance.apply(images[chosen], strengths[chosen])
-    return images
+    return images.clamp(0, 1)  # smoothing leaves the range by a rounding error
 
 
 def _discs(shape: tuple[int, int, int], y: Tensor, x: Tensor, radius: Tensor, alpha: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class HLGFA(FeatureDetector):
     )  # fmt: skip
     config_class = HLGFAConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(image_size=128, map_stride=1, span=12.0),
+        "smoke": dict(image_size=128, map_stride=1, span=12.0, sigma=3.0),
         "cpu": dict(image_size=512),
         "colab": dict(image_size=512, backbone="wide_resnet50_2", batch_size=8, steps=2000),
         "paper": dict(image_size=512, backbone="wide_resnet50_2", batch_size=8, steps=0, epochs=100, lr=5e-4),

@@ -45,7 +45,7 @@ class SGFRConfig(Config):
     """Settings of SGFR; a data point is a location's feature (reading "patch") or an image's feature map."""
 
     strides: Counts = reconstruction((4, 8, 16), "that there are several is the paper's")
-    reference: Count = reconstruction(8, "stride of the level l_ref that the bank is chosen on, and of the finest grid")
+    reference: Count = reconstruction(8, "stride of the level l_ref, the finest grid that is compared")
     reading: Literal["patch", "map", "position"] = reconstruction(
         "patch", "a data point: a patch, a whole map, or a map location by location"
     )

@@ -46,7 +46,7 @@ def average_near(d: Tensor, span: float, stride: int) -> Tensor:
 
     The square has an odd number of cells along a side, and ends at the border. What of a difference is noise differs
     from cell to cell and is averaged away; what a defect adds has the same sign next door, and stays.
-    Source: HFR chapter, equation (hfr-near) [reconstruction].
+    Source: HLGFA chapter, equation (hlgfa-near) [reconstruction].
     """
     cells = 2 * round((span / stride - 1) / 2) + 1
     return F.avg_pool2d(d, cells, 1, cells // 2, count_include_pad=False) if cells > 1 else d

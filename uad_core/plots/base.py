@@ -109,9 +109,9 @@ def as_picture(image: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def symbol(name: str) -> str:
-    """A name with every `phi_1` or `s_1` in it written as the formula that it stands for."""
+    """A name with every `phi_1`, `s_1` or other letter with a number written as the formula that it stands for."""
     name = re.sub(r"\bphi_([A-Za-z0-9]+)", r"$\\phi_{\1}$", name)
-    return re.sub(r"\bs_([0-9]+)", r"$s_{\1}$", name)
+    return re.sub(r"\b([A-Za-z])_([0-9]+)", r"$\1_{\2}$", name)
 
 
 def limits(maps: Iterable, quantile: float = 0.998) -> tuple[float, float]:
