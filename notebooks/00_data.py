@@ -673,6 +673,26 @@ shutil.rmtree(workshop)
 # %% [markdown]
 # ## Exercises
 #
+# ```{exercise} What is left of a scratch
+# :label: data-scratch
+# A scratch is 2 pixels wide and 60 long, level, in a photograph of 1,024 pixels. Photograph and mask are shrunk to 256, the mask to the nearest pixel: of every four rows and columns one is kept. How many pixels has the scratch in the small mask? Let the row at which it lies be a matter of chance, and give the mean, too.
+# ```
+#
+# ```{solution} data-scratch
+# :class: dropdown
+# Of its 60 columns 15 are kept. Its 2 rows contain one of the rows that are kept in 2 of 4 cases, and never two of them. So it has 15 pixels or none, with probability one half each, and $7.5$ on average: the $120$ pixels divided by the $16$ that become one. On average nothing is added or removed; this scratch is.
+# ```
+#
+# ```{exercise} Sisters on both sides
+# :label: data-sisters
+# A folder has 60 photographs of 12 parts, five of each. Someone draws 12 of the photographs by chance for the test and trains on the other 48. With which probability has a test photograph no sister, another photograph of the same part, among the training images? How should the folder have been divided?
+# ```
+#
+# ```{solution} data-sisters
+# :class: dropdown
+# Its four sisters would all have to be among the other 11 test photographs: $\frac{11 \cdot 10 \cdot 9 \cdot 8}{59 \cdot 58 \cdot 57 \cdot 56} < 0.001$. Nearly every test photograph shows a part that was learned from, so the result says how well *these parts* are known. Draw parts, not photographs: all five of a part go to one side.
+# ```
+#
 # ```{exercise} A mask that loses nothing
 # :label: data-shrink
 # Write `shrink(mask, factor)` for a bool array `(H, W)` whose sides `factor` divides. A pixel of the result, `(H / factor, W / factor)`, is true if *any* of the pixels that it replaces was true, so that the smallest defect survives. Use no loop. Test it with `check_shrink`. Then say
@@ -743,6 +763,12 @@ def check_twins(candidate):
 # ~~~
 # Subtracting the mean removes what was added, and dividing by the length removes what was multiplied; what is left is the correlation of the two images, 1 for a copy. The threshold needs a look at the data: two *different* jars, in the same place under the same lamp, correlate
 # strongly as well.
+# ```
+
+# %% [markdown]
+# ```{exercise} Your own benchmark
+# :label: data-own
+# *Open.* Take thirty photographs of one kind of thing that you own, twenty of them without a defect, and outline the defects of the other ten. Which differences between the good ones are harmless, and are they all in your training part? Measure how much a defect changes inside its mask and how much harmless variation does, as the table under {numref}`fig-data-nuisances` does. Which of the built-in categories is yours most like?
 # ```
 
 # %% [markdown]

@@ -819,7 +819,7 @@ trap.style.format("{:.3f}")
 
 # %% mystnb={"figure": {"caption": "The residual phi 3 of the same images with a narrow and with a wide code, on one colour scale. The anomaly map and the score below are those of the wide code.", "name": "fig-hfr-copy"}, "image": {"alt": "Two rows of coarse residual maps of the same five images. Both show the defects in the same places; with the wide code they are somewhat dimmer."}} tags=["hide-input"]
 with torch.no_grad():
-    copies = {f"phi_3, code of {width}": model.residuals(images)["phi_3"] for width, model in variants.items()}
+    copies = {f"phi_3, code {width}": model.residuals(images)["phi_3"] for width, model in variants.items()}
     copy_maps = variants[256].anomaly_map(images)
 plots.residual_panel(images, masks, copies, copy_maps, variants[256].score_maps(copy_maps), None, titles)
 
@@ -1081,7 +1081,10 @@ def check_product(candidate):
     generator = torch.Generator().manual_seed(0)
     residuals = [torch.rand(2, side, side, generator=generator) for side in (16, 8, 4)]
     wanted = scoring.fuse(residuals, (32, 32), sigma=0, how="product")
-    return "correct" if torch.allclose(candidate(residuals, (32, 32)), wanted, atol=1e-5) else "not yet"
+    found = candidate(residuals, (32, 32))
+    if found.shape != wanted.shape:
+        return f"not yet: the shape is {tuple(found.shape)} and should be {tuple(wanted.shape)}"
+    return "correct" if torch.allclose(found, wanted, atol=1e-5) else "not yet"
 
 
 # %% [markdown]

@@ -974,7 +974,7 @@ pd.Series({
     "answers for an image": f"{2 * 25} (25 steps, with and without the prompt)",
     "memory to train all weights": f"{4 * 4 * weights / 2**30:.0f} GiB for weights, gradients and two moments in single precision",
     "learned with corrections of rank 8": f"{learned / 1e6:.1f} million, {4 * (weights + 3 * learned) / 2**30:.1f} GiB in all",
-}).to_frame("Stable Diffusion v1-4")
+}).to_frame("Stable Diffusion v1-4").style
 
 # %% [markdown]
 # On a free GPU with 16 GB training all weights leaves too little for the activations, but it can learn corrections of low rank for the attention layers {cite}`hu2022lora`, in half precision. That is not what the paper does ◇. The next cell does it where there is a GPU, with a setting that was sized for a T4 by the counts above; it was not timed there.
