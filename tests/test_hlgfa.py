@@ -15,7 +15,7 @@ from uad_core.backbones import load_backbone
 from uad_core.errors import UserError
 from uad_core.features import Features, Live
 from uad_core.methods.hlgfa import HLGFA, HLGFAConfig, PartlyDrawn, Refine, decompose
-from uad_core.methods.spread import average_near
+from uad_core.methods.spread import average_near, relative_difference
 from uad_core.randomness import seeded
 
 SMALL = dict(steps=2, augment=0.0)
@@ -143,6 +143,15 @@ def test_the_loss_is_the_sum_of_mean_square_differences() -> None:
     torch.testing.assert_close(model.loss(description), expected)
 
 
+def test_a_difference_is_relative_to_the_strength_of_both_around_it() -> None:
+    a, b = maps(1, 3, 7, 8), 2 * maps(1, 3, 7, 8, seed=1)
+    found = relative_difference(a, b, 0.5)
+    for y, x in ((0, 0), (3, 4), (6, 7)):
+        rows, columns = slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3)
+        both = torch.stack([a[0, :, rows, columns], b[0, :, rows, columns]])
+        torch.testing.assert_close(found[0, :, y, x], (a - b)[0, :, y, x] / (both.square().mean().sqrt() + 0.5))
+
+
 def test_a_difference_is_averaged_over_about_as_many_pixels_at_each_level() -> None:
     d = maps(1, 2, 6, 7)
     for span, stride, cells in ((20.0, 4, 5), (20.0, 8, 3), (20.0, 16, 1), (12.0, 4, 3), (12.0, 8, 1), (0.0, 4, 1)):
@@ -159,7 +168,8 @@ def test_the_residual_is_measured_by_what_is_normal() -> None:
     maps_found = model.map_residuals(description).values()
     parts = zip(model.align(description), model.backbone.strides, model.spreads, model.expectations, maps_found)
     for (a, b), stride, spread, expected, m in parts:
-        x = average_near(a - b, model.config.span, stride)[1, :, 2, 1] - spread.mean
+        d = relative_difference(a, b, model.config.tau)
+        x = average_near(d, model.config.span, stride)[1, :, 2, 1] - spread.mean
         e = (expected.slope @ b[1, :, 2, 1] + expected.intercept).exp()
         wanted = x @ spread.precision @ x * min(1.0, 2.0 / e.item())
         torch.testing.assert_close(m[1, 2, 1], wanted, rtol=1e-4, atol=1e-5)

@@ -33,7 +33,14 @@ from uad_core.features import Described, Live, keep
 from uad_core.methods.base import FeatureDetector, Paper
 from uad_core.methods.channels import ChannelScale, measure_channels
 from uad_core.methods.settings import Count, Counts, Fraction, Size, TrainedConfig, fact, reconstruction
-from uad_core.methods.spread import Expectation, NormalSpread, average_near, measure_expectations, measure_spreads
+from uad_core.methods.spread import (
+    Expectation,
+    NormalSpread,
+    average_near,
+    measure_expectations,
+    measure_spreads,
+    relative_difference,
+)
 from uad_core.training import train
 
 __all__ = ["HLGFA", "HLGFAConfig", "Refine", "decompose"]
@@ -59,8 +66,9 @@ class HLGFAConfig(TrainedConfig):
     mode: Literal["normal", "mse", "cos"] = reconstruction(
         "normal", "residual: difference by what is normal and by what is expected there; or distance, or direction"
     )
+    tau: Size = reconstruction(0.45, "strength of features at which a difference counts by half (mode 'normal')")
     span: Size = reconstruction(20.0, "pixels of the image over which a difference is averaged (mode 'normal')")
-    finest: Size = reconstruction(0.5, "weight of the finest level among logarithms, of the others 1")
+    finest: Size = reconstruction(0.75, "weight of the finest level among logarithms, of the others 1")
     sigma: Size = reconstruction(5.0, "pixels of the map; smooths it")
     map_stride: Annotated[int, Field(ge=1, le=32)] = reconstruction(2, "pixels of the image per pixel of the map")
     score: Literal["max", "top", "mean"] = reconstruction("top", "mean of the largest 0.2 % of the map; or max, mean")
@@ -69,7 +77,7 @@ class HLGFAConfig(TrainedConfig):
     weight_decay: Size = reconstruction(1e-4, "decoupled weight decay of AdamW")
     clip: Size = reconstruction(1.0, "largest gradient norm; 0 for none")
     epochs: Count = reconstruction(1, "passes over the training images at the least; the last one counts")
-    steps: Annotated[int, Field(ge=0)] = reconstruction(150, "updates of the weights at the least, by further passes")
+    steps: Annotated[int, Field(ge=0)] = reconstruction(400, "updates of the weights at the least, by further passes")
 
 
 def decompose(f: Tensor, pool: int) -> tuple[Tensor, Tensor]:
@@ -170,7 +178,7 @@ class HLGFA(FeatureDetector):
     )  # fmt: skip
     config_class = HLGFAConfig
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(image_size=128, map_stride=1, span=12.0, sigma=3.0),
+        "smoke": dict(image_size=128, map_stride=1, span=12.0, sigma=3.0, steps=150),
         "cpu": dict(image_size=512),
         "colab": dict(image_size=512, backbone="wide_resnet50_2", batch_size=8, steps=2000),
         "paper": dict(image_size=512, backbone="wide_resnet50_2", batch_size=8, steps=0, epochs=100, lr=5e-4),
@@ -232,8 +240,8 @@ class HLGFA(FeatureDetector):
 
     def missed(self, description: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return d_l of equation (hlgfa-residual) and what was foretold, (N, C_l, h_l, w_l) each, of every level."""
-        strides, span = self.backbone.strides, self.config.span
-        return [(average_near(a - b, span, stride), b) for stride, (a, b) in zip(strides, self.align(description))]
+        c, levels = self.config, zip(self.backbone.strides, self.align(description))
+        return [(average_near(relative_difference(a, b, c.tau), c.span, stride), b) for stride, (a, b) in levels]
 
     def spread_out(self, description: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return each level's difference in normal units (N, h_l, w_l), eq. (hfr-spread), and what was foretold."""

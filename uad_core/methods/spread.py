@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Expectation", "NormalSpread", "average_near", "measure_expectations", "measure_spreads", "soft_norm"]
+__all__ = ["Expectation", "NormalSpread", "average_near", "measure_expectations", "measure_spreads",
+           "relative_difference", "soft_norm"]  # fmt: skip
 
+AROUND = 5  # cells along the square over which features are called strong or weak
 HARD = 2.0  # places where less than so many times the average is expected are all judged alike
 FAINTEST = 1e-3  # φ below which its logarithm does not fall
 RIDGE = 0.01  # what the regression's covariance is raised by, in units of its mean variance
@@ -39,6 +41,18 @@ def soft_norm(f: Tensor, tau: float, dim: int = 1) -> Tensor:
     """
     length = f.square().mean(dim, keepdim=True).sqrt()
     return f / (length + tau).clamp_min(1e-9)
+
+
+def relative_difference(a: Tensor, b: Tensor, tau: float) -> Tensor:
+    """Divide the difference of features a and b (N, C, h, w) by how strong they are around there, plus tau.
+
+    The strength is the root of the mean square over channels, over both, and over `AROUND` x `AROUND` cells; at the
+    border over those that are there. Unlike the difference of two soft directions it keeps what b has more of than a.
+    Source: HLGFA chapter, equation (hlgfa-relative) [reconstruction].
+    """
+    square = (a.square() + b.square()).mean(1, keepdim=True) / 2  # (N, 1, h, w)
+    strength = F.avg_pool2d(square, AROUND, 1, AROUND // 2, count_include_pad=False).sqrt()
+    return (a - b) / (strength + tau)
 
 
 def average_near(d: Tensor, span: float, stride: int) -> Tensor:
