@@ -682,10 +682,21 @@ blindness.style.format("{:.2f}").set_caption("Distance δ of level 1 after train
 # %% [markdown]
 # ## From misalignment to a map ◇
 #
-# The distance $\delta_l$ is what is trained, but not what is drawn. A difference at a single place is mostly noise: the grain of paper, which no view foretells, differs from cell to cell. A defect covers several cells and moves their features alike. So the difference is averaged over a square $\mathcal N_l(p)$ of cells around $p$, which has about the same size at each level, `span` pixels of the image ◇:
+# The distance $\delta_l$ is what is trained, but not what is drawn. Two things are done to the difference before it is measured ◇.
+#
+# **Relative to the strength of features.** On the bright rings of a bottle features are strong, and what is missed of them is large on good bottles, too; in its dark middle they are weak, and so is what a stain adds. HFR divides each of the two features by its own length {eq}`hfr-soft` and compares directions. That loses what the image has *more* of than was foretold, such as a dark fleck on paper, whose features are stronger than those of the grain. So both are divided by one length, that of the features of both around $p$:
 #
 # $$
-# d_l(p) = \frac{1}{|\mathcal N_l(p)|} \sum_{q \in \mathcal N_l(p)} \bigl( F_H^{\,l}(q) - \hat F_H^{\,l}(q) \bigr) .
+# u_l(p) = \frac{F_H^{\,l}(p) - \hat F_H^{\,l}(p)}{\ell_l(p) + \tau}, \qquad
+# \ell_l(p)^2 = \operatorname*{mean}_{q \in \mathcal A(p)} \frac{|F_H^{\,l}(q)|^2 + |\hat F_H^{\,l}(q)|^2}{2C} ,
+# $$ (hlgfa-relative)
+#
+# with $\mathcal A(p)$ the $5 \times 5$ cells around $p$ and the setting `tau` for $\tau$. The length comes from a neighbourhood, so that a small defect does not set its own measure; and $\tau$ keeps the noise of an empty background small, as in {eq}`hfr-soft`.
+#
+# **Averaged over a neighbourhood.** A difference at a single place is mostly noise: the grain of paper, which no view foretells, differs from cell to cell. A defect covers several cells and moves their features alike. So the difference is averaged over a square $\mathcal N_l(p)$ of cells around $p$, which has about the same size at each level, `span` pixels of the image:
+#
+# $$
+# d_l(p) = \frac{1}{|\mathcal N_l(p)|} \sum_{q \in \mathcal N_l(p)} u_l(q) .
 # $$ (hlgfa-near)
 #
 # *Why before squaring, and not after?* Let the noise of a cell have variance 1 in each of $C$ channels, independent of its neighbours', and let a defect add the vector $\mu$ to all $n$ cells of the square. The mean square of the $C$ numbers is $1$ on average on normal places, with deviation $\sqrt{2/C}$, and $1 + |\mu|^2/C$ on the defect. Averaging the *squares* over the $n$ cells keeps that rise and divides the deviation by $\sqrt n$. Averaging the *differences* first divides the noise's variance by $n$ and leaves $\mu$; in units of what is then normal, the mean square rises by $n\,|\mu|^2/C$, and its deviation is $\sqrt{2/C}$ as before. Rise over deviation:
@@ -708,13 +719,19 @@ blindness.style.format("{:.2f}").set_caption("Distance δ of level 1 after train
 # \end{aligned}
 # $$ (hlgfa-residual)
 #
-# so that $m_l = 1$ means: as badly aligned as normal places are on average. A direction in which normal places are never foretold exactly counts little, and a place at which much is missed on good images counts less. HFR compares soft directions {eq}`hfr-soft`; here the plain difference does better on a texture, and the excuse makes up for a part of what it loses on an object (the appendix has the figures). The levels are joined by a weighted geometric mean over levels and neighbourhood, and the image score is the mean of the largest 0.2 % of the map:
+# so that $m_l = 1$ means: as badly aligned as normal places are on average. A direction in which normal places are never foretold exactly counts little, and a place at which much is missed on good images counts less. What each of these steps is worth on three products stands in the appendix. The levels are joined by a weighted geometric mean over levels and neighbourhood, and the image score is the mean of the largest 0.2 % of the map:
 #
 # $$
 # A = \exp\bigl( G_\sigma * \sum_l \tfrac{w_l}{w} \log \mathcal U(m_l) \bigr),
 # $$ (hlgfa-map)
 #
-# with weight $w_1 = \tfrac12$ for the finest level and 1 for the others, $w = \sum_l w_l$, the setting `sigma` for $\sigma$ in pixels of the map, and $m_l$ cut off below at $10^{-4}$. As everywhere in this chapter, that misalignment is the anomaly is the paper's, and how it is measured is ours.
+# with weight $w_1 = \tfrac34$ for the finest level and 1 for the others, $w = \sum_l w_l$, the setting `sigma` for $\sigma$ in pixels of the map, and $m_l$ cut off below at $10^{-4}$. As everywhere in this chapter, that misalignment is the anomaly is the paper's, and how it is measured is ours.
+#
+# ```{literalinclude} ../uad_core/methods/spread.py
+# :pyobject: relative_difference
+# :lineno-match:
+# :caption: Equation {eq}`hlgfa-relative`, in {py:func}`uad_core.methods.spread.relative_difference`
+# ```
 #
 # ```{literalinclude} ../uad_core/methods/spread.py
 # :pyobject: average_near
