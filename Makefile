@@ -17,6 +17,7 @@ NBVAL  := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 unexport UAD_DATASET UAD_CATEGORY UAD_PROFILE
 
 help:
+	@echo "make setup      set up, and nothing else: enough for the command uad"
 	@echo "make book       set up, run the notebooks that are out of date, build the book in _build/html"
 	@echo "make test       set up, run all tests, the notebooks among them"
 	@echo "make quick      the tests without the notebooks and the book's build"

@@ -859,7 +859,9 @@ JUDGE = textwrap.dedent("""
     height, width = json.loads(about["image_size"])
     threshold = json.loads(about["threshold"])  # None where there is no verdict
     for file in sys.argv[1:]:
-        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        image = ImageOps.exif_transpose(Image.open(file))
+        assert image.mode in ("RGB", "L"), f"{file} is {image.mode}; this program reads 8 bits of colour or grey, no transparency"
+        image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         [maps, scores] = session.run(["maps", "scores"], {"images": np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255})
         print(file, scores[0], "no verdict" if threshold is None else "anomalous" if scores[0] > threshold else "normal")
     """).lstrip()

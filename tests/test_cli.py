@@ -191,7 +191,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, things, tmp_path) -> Non
     ran = uad(*run(things, tmp_path / "out"))
     assert (ran.status, ran.err) == (
         130,
-        "error: interrupted; repeated, the same command goes on from its last checkpoint\n",
+        "error: interrupted; a run, repeated with the same command, goes on from its last checkpoint\n",
     )
 
 

@@ -14,7 +14,7 @@ from tiny import damage, detector, fitted, inside, refused, tensor, uad, weave, 
 
 from uad_core import methods, plots
 from uad_core.errors import UserError
-from uad_core.prediction import predict_files
+from uad_core.prediction import image_files, predict_files
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,27 @@ def test_folders_are_searched_below_and_overlays_keep_them_apart(model, photos, 
     overlays = ["bad", "bad/000.png", "bad/001.png", "good", "good/000.png", "good/001.png"]
     assert inside(tmp_path / "out") == sorted([*overlays, "maps.npz", "scores.csv"])
     assert len(predicted(model, [photos, photos / "good"], tmp_path / "again")) == 4  # each file once
+
+
+def test_what_is_hidden_is_left_out_and_kinds_that_are_not_read_are_named(model, photos, tmp_path, undrawn) -> None:
+    for name in (".hidden.png", "good/._000.png", ".cache/000.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes((photos / "good/000.png").read_bytes())
+    for name in ("good/a.webp", "b.HEIC"):
+        (photos / name).write_bytes(b"something that a phone writes")
+    found = predict_files(model, [photos], tmp_path / "out", "cpu", progress=False)
+    assert len(found.rows) == 4 and found.status == 2
+    assert sorted(Path(name).name for name in found.unreadable) == ["a.webp", "b.HEIC"]
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path, monkeypatch) -> None:
+    def denied(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", str(folder / "locked")))
+        return iter(())
+
+    monkeypatch.setattr("uad_core.prediction.os.walk", denied)
+    with pytest.raises(UserError, match="locked: Permission denied; make it readable"):
+        image_files([tmp_path])
 
 
 def test_without_a_threshold_there_is_no_verdict(photos, tmp_path, undrawn) -> None:

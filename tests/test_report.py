@@ -113,12 +113,14 @@ def test_few_images_and_none(tmp_path, count: int) -> None:
     for model in (judge(), without_threshold(tmp_path)):
         looked = Looked(page(model, part))
         assert ("No images were judged." in looked.text) == (count == 0)
-        assert "What to check" in looked.words
+        assert ("What to check" in looked.words) == bool(list(report.checks(model, part)))
+        assert ("All images, by score" in looked.text) == (count > 0) and "nan" not in looked.text.lower().split()
 
 
 def test_without_a_threshold_there_is_no_verdict(tmp_path) -> None:
     looked = Looked(page(without_threshold(tmp_path), seen(2, 1)))
     assert "3 images: 3 no verdict." in looked.text and "No verdict: 4 held-out normal images" in looked.text
+    assert "3 images without a verdict (blue)" in looked.text and "called normal" not in looked.text
 
 
 def test_where_the_truth_is_known_errors_are_counted() -> None:

@@ -141,6 +141,8 @@ def predict(
             typer.echo(f"{row.verdict:10s} {row.score:10.4f}  {row.image}")
     for reason in prediction.unreadable.values():
         typer.echo(f"unreadable: {reason}", err=True)
+    if any(row.verdict == "no verdict" for row in prediction.rows):
+        typer.echo("no verdict: the model has no threshold; fit it on 16 normal images or more", err=True)
     raise typer.Exit(prediction.status)
 
 
@@ -160,11 +162,12 @@ def export(
     if half and int8:
         raise UserError("--half and --int8 exclude each other: export twice, to two files")
     done = export_.export(model, out, "int8" if int8 else "half" if half else "single", images)
-    without = "; no verdict: it has no threshold (there is none, or it does not hold for such scores)"
+    moved = done.score_error > export_.MOVED
+    without = "the scores move too far for the threshold" if moved else "the detector has no threshold"
     typer.echo(
         f"{done.file}: {done.size / 1e6:.1f} MB, {done.precision} precision; differs from PyTorch by at most "
         f"{done.map_error:.1e} in the maps and {done.score_error:.1e} in the scores (relative)"
-        + ("" if done.verdict else without)
+        + ("" if done.verdict else f"; no verdict: {without}")
     )
 
 
@@ -292,7 +295,7 @@ def main() -> None:
             raise
         _stop(f"{error.format_message()} (see `uad --help`)")
     if status == INTERRUPTED:  # which some versions of typer return instead of raising
-        _stop("interrupted; repeated, the same command goes on from its last checkpoint", INTERRUPTED)
+        _stop("interrupted; a run, repeated with the same command, goes on from its last checkpoint", INTERRUPTED)
     sys.exit(status)
 
 

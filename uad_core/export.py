@@ -88,6 +88,7 @@ def export(
     out = Path(out) if out else Path(model) / f"model{PRECISIONS[precision]}.onnx"
     batch = _drawn(detector.image_size) if not images else _read(images, detector.image_size)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             _write(detector, part, precision, batch)
             map_errors, score_errors = _compared(detector, part, batch)

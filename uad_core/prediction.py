@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import count
@@ -23,6 +25,8 @@ from uad_core.methods.base import Detector
 __all__ = ["Prediction", "Verdict", "image_files", "images_of", "model_folder", "predict_files", "readable"]
 
 UNREADABLE = "unreadable"
+# Kinds of images that are looked for beside those that are read, so that none is passed over in silence.
+NOT_READ = frozenset({".webp", ".heic", ".heif", ".avif", ".gif"})
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,13 @@ def model_folder(folder: Path) -> Path:
 def image_files(paths: list[Path]) -> dict[Path, Path]:
     """Return every image file once, and its name below the folder that was named.
 
-    Raises UserError for a file that is not there and for a folder without images.
+    In a folder, what is hidden (a name that begins with a dot) is left out; images of a kind that is not read are not,
+    so that they are listed as unreadable. Raises UserError for a file that is not there, a folder without images, and
+    one that may not be read.
     """
     files: dict[Path, Path] = {}
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(_below(path)) if path.is_dir() else [path]
         if not inside:
             raise UserError(
                 f"{path} holds no images ({', '.join(sorted(SUFFIXES))}): name a folder that does, or files"
@@ -147,6 +153,19 @@ def image_files(paths: list[Path]) -> dict[Path, Path]:
     if missing:
         raise UserError(f"no image {missing[0]}: check the path")
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Find the images in a folder and the folders in it."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable, or name the folders beside it")
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES | NOT_READ:
+                yield Path(place, name)
 
 
 def readable(files: list[Path]) -> tuple[list[Path], dict[str, str]]:

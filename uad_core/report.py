@@ -66,10 +66,12 @@ def page(detector: Detector, seen: Seen) -> str:
     if len(seen.scores):
         parts[1:1] = _galleries(detector, seen)
         parts += [_levels(detector, seen)]
-    parts += [webpage.section("What to check", webpage.items(checks(detector, seen)))]
+    to_check = list(checks(detector, seen))
+    parts += [webpage.section("What to check", webpage.items(to_check))] if to_check else []
     if seen.unreadable:
         parts.append(_unreadable(seen))
-    return webpage.document("Anomaly report", [*parts, _all_images(detector, seen), _made_of(detector, seen)])
+    parts += [_all_images(detector, seen)] if len(seen.scores) else []
+    return webpage.document("Anomaly report", [*parts, _made_of(detector, seen)])
 
 
 def of_run(experiment: Experiment, out: Path) -> list[Path]:
@@ -192,7 +194,7 @@ def _promise(detector: Detector) -> str:
 
 def _right_and_wrong(detector: Detector, seen: Seen) -> list[str]:
     """Where the truth is known: how often the verdict is wrong."""
-    if seen.labels is None or not detector.threshold.isfinite():
+    if seen.labels is None or not len(seen.scores) or not detector.threshold.isfinite():
         return []
     called, bad = seen.scores > detector.threshold.item(), seen.labels.astype(bool)
     return [
@@ -253,9 +255,9 @@ def _scores(detector: Detector, seen: Seen) -> list[str]:
     groups = {name: group for name, group in groups.items() if len(group)}
     if not groups:
         return []
-    known = "called" if seen.labels is None else "labelled"
-    words = {"normal": f"{known} normal (blue)", "anomalous": f"{known} anomalous (orange)",
-             "held": "held-out normal images of the fit (dashed)"}  # fmt: skip
+    known = "labelled" if seen.labels is not None else "called" if math.isfinite(threshold) else "not"
+    words = {"normal": "without a verdict (blue)" if known == "not" else f"{known} normal (blue)",
+             "anomalous": f"{known} anomalous (orange)", "held": "held out from the fit (dashed)"}  # fmt: skip
     legend = "; ".join(f"{_count(len(group), 'image')} {words[name]}" for name, group in groups.items())
     drawing = webpage.histogram(groups, threshold if math.isfinite(threshold) else None, "score (no unit)")
     return [webpage.section("Scores", drawing, webpage.paragraph(f"Number of images by score: {legend}."))]
@@ -301,7 +303,8 @@ def _made_of(detector: Detector, seen: Seen) -> str:
     height, width = detector.image_size
     rows = {
         "method": detector.name, "backbone": backbone.name if backbone else "none", "image size": f"{width} x {height}",
-        "seed": detector.seed, "threshold": f"{detector.threshold.item():.6g}", **seen.facts,
+        "seed": detector.seed, **seen.facts,
+        "threshold": f"{detector.threshold.item():.6g}" if detector.threshold.isfinite() else "none",
         "weights sha256": backbone.weights_sha256 if backbone else "none",
         "code version": code_version(type(detector).__module__),
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,12 @@ def test_keys_of_the_bibliography_are_used_once_and_exist():
     sources = "\n".join(path.read_text("utf-8") for path in [*PAGES, *CHAPTERS])
     cited = {key.strip() for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", sources) for key in group.split(",")}
     assert cited <= set(keys)
+
+
+def test_both_programs_that_run_an_exported_file_are_one() -> None:
+    """The chapter runs its own; the reader of the other page must get the same."""
+    page = (ROOT / "book/how_to_run.md").read_text("utf-8")
+    chapter = (ROOT / "notebooks/06_own_images.py").read_text("utf-8")
+    shown = next(part for part in re.findall(r"```python\n(.*?)```", page, re.S) if "InferenceSession" in part)
+    run = re.search(r'JUDGE = textwrap\.dedent\("""\n(.*?)"""\)', chapter, re.S).group(1)
+    assert textwrap.dedent(run).strip() == shown.strip()
