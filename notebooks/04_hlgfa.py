@@ -883,9 +883,8 @@ maps, scores = detector.predict(test_set, progress=False)
 
 
 def residuals_of(chosen):
-    """Residual maps of some test images, under the names that a figure writes as formulas."""
-    found = detector.residuals(test_images[chosen].to(detector.device))
-    return {f"$m_{k}$": m for k, m in enumerate(found.values(), 1)}
+    """Residual maps of some test images."""
+    return detector.residuals(test_images[chosen].to(detector.device))
 
 # %% mystnb={"figure": {"caption": "HLGFA on the images of the first figure: misalignment of the three levels, anomaly map and verdict.", "name": "fig-hlgfa-panel"}, "image": {"alt": "Residual panel for the faintest defect of each kind and one good piece: image, mask, misalignment of three levels, the anomaly map with the outline of the mask, and the verdict."}} tags=["hide-input"]
 plots.residual_panel(
@@ -932,7 +931,11 @@ def with_span(span):
 
 
 by_span = pd.DataFrame({f"{span} pixels": with_span(float(span)) for span in (0, 12, 20, 36)}).T
+holds(abs(by_span["pixel_ap"].diff().iloc[1]) < 0.02, by_span["pixel_ap"].iloc[1:].is_monotonic_decreasing)
 by_span[["image_auroc", "pixel_auroc", "pixel_ap", "aupro"]].style.format("{:.3f}")
+
+# %% [markdown]
+# On this product and at 128 pixels a square of 12 pixels changes next to nothing, and wider ones lose: they dilute defects that are hardly wider than they are. At 512 pixels, where the same defect covers four times as many pixels, 20 gain much on paper and on brushes; the appendix has the figures.
 
 # %% [markdown]
 # Then the extremes: the defective images with the lowest scores, and the good ones with the highest.
@@ -1136,7 +1139,7 @@ alarms.insert(0, "none", [row["false alarms"] for row in clean_rows])
 # %%
 good = torch.from_numpy(np.flatnonzero(~data.test.labels))
 with seeded(SEED):
-    touched = described(augment(test_images[good], 1.0).clamp(0, 1))
+    touched = described(augment(test_images[good], 1.0))
 risen = {}
 for name, model in rivals_here.items():
     seen = [part if name.startswith("HLGFA") else Features(part.levels[:K], "high") for part in (touched, test_set.subset(good))]
@@ -1160,7 +1163,7 @@ fall = pd.Series({row["method"]: row["AUROC"] for row in clean_rows}) - auroc.T
 fall = fall.T
 holds(
     fall.loc["HLGFA", ["dust", "blur"]].max() < 0.05, fall["noise"].min() > 0.1, alarms["noise"].min() > 0.9,
-    (fall.loc["HLGFA", ["light", "exposure"]] - fall.loc["HFR", ["light", "exposure"]]).abs().max() < 0.05,
+    (fall.loc["HLGFA", ["light", "exposure"]] - fall.loc["HFR", ["light", "exposure"]]).min() > 0,
     auroc.loc["HLGFA", "exposure"] > 0.6, alarms.loc["HLGFA", ["light", "exposure"]].min() > 0.8,
     (auroc.loc["HLGFA"] - auroc.loc["HLGFA, no nuisances"]).max() < 0.05,
 )
@@ -1169,8 +1172,8 @@ holds(
 # What {numref}`fig-hlgfa-robust` and {numref}`fig-hlgfa-touched` and the two tables say, for this product and size:
 #
 # * *Noise* is the enemy of all four. Beyond the strength that training draws AUROC collapses, and nearly every good piece is an alarm.
-# * *Dust* costs HLGFA next to nothing, and *blur* hardly any AUROC, though many good pieces become alarms. At 128 pixels the specks, whose sizes shrink with the image, are hardly there, so this is a weak test.
-# * Under *uneven light* and *exposure* HLGFA loses about as much AUROC as HFR, which starts higher. Both views become brighter alike, and still the residuals of good pieces rise: a part of the order survives, the threshold does not, as the false alarms show.
+# * *Dust* costs HLGFA next to nothing, and *blur* no AUROC, though all good pieces become alarms. At 128 pixels the specks, whose sizes shrink with the image, are hardly there, so this is a weak test.
+# * Under *uneven light* and *exposure* HLGFA loses more AUROC than HFR, which starts higher. Both views become brighter alike, and still the residuals of good pieces rise: a part of the order survives, the threshold does not, as the false alarms show.
 # * *Nuisances in training* did not raise any AUROC noticeably here, and without them the 99th percentile rises only a little more; HLGFA meets the mark of 1.3 either way. At 512 pixels, where dust is dust, this may differ: the row *without nuisances* of the next table is the place to look, once it is there.
 #
 # ```{admonition} Take-away

@@ -76,7 +76,7 @@ def test_good_parts_alone_are_enough_and_what_is_missing_is_said(tmp_path) -> No
     cost, said = ran.out.splitlines()
     assert ran.status == 0 and cost.startswith("fit ") and f"kept in {tmp_path / 'out'}" in cost
     assert said.startswith("No image_auroc, image_ap, ") and "they take normal and defective test images" in said
-    assert "; promised instead: Threshold" in said and "from 2 held-out normal images: 2.0% false alarms" in said
+    assert "; promised instead: Threshold" in said and "from 4 held-out normal images: 2.0% false alarms" in said
     assert len(ran.err.splitlines()) == 1 and "no normal and no defective test images" in ran.err
 
 

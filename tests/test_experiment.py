@@ -510,7 +510,7 @@ def test_good_images_alone_make_a_detector_with_a_threshold(tmp_path, tests: str
         result = quiet(one, tmp_path / "out")
     assert set(result["metrics"].values()) == {None} and result["n_test"] == (3 if tests == "good" else 0)
     verdict = result["verdict"]
-    assert verdict["held_out"] == 2 and verdict["threshold"] > 0 and verdict["false_alarm_rate"] == 0.02
+    assert verdict["held_out"] == 4 and verdict["threshold"] > 0 and verdict["false_alarm_rate"] == 0.02
     assert verdict["normal_test_images"] == result["n_test"] and verdict["false_alarms"] <= result["n_test"]
     assert methods.load(tmp_path / "out/model", "cpu").threshold.item() == pytest.approx(verdict["threshold"])
     ledger.collect(tmp_path / "out", tmp_path / "ledger")
