@@ -892,7 +892,7 @@ plots.residual_panel(
 )
 
 # %% [markdown]
-# These are the defects that HFR scores lowest, so {numref}`fig-hlgfa-panel` is no contest between the two; the images are those of {numref}`fig-hlgfa-hfr`, on a scale of their own. Three things to notice. The row $m_1$ is calmer than $\phi_1$ was, each on its own scale, and the blocked hole and the torn bridge stand out of it. The verdicts are those of HFR. And all maps have a bright frame, in some columns the brightest place of the map. At the border the backbone sees zeros beyond the image, and a layer sees them twice as far into the product at the low resolution, so the two views differ there in another way than elsewhere ◇.
+# These are the defects that HFR scores lowest, so {numref}`fig-hlgfa-panel` is no contest between the two; the images are those of {numref}`fig-hlgfa-hfr`, on a scale of their own. Three things to notice. The row $m_1$ is calmer than $\phi_1$ was, each on its own scale, and the blocked hole, the contamination and the torn bridge stand out of it. HLGFA calls the torn bridge anomalous, which HFR does not; the other verdicts agree. And all maps have a bright frame, in some columns the brightest place of the map. At the border the backbone sees zeros beyond the image, and a layer sees them twice as far into the product at the low resolution, so the two views differ there in another way than elsewhere ◇.
 # The table says how bright the frame is on good pieces, and which level finds defects by itself:
 
 # %%
