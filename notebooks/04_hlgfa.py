@@ -687,8 +687,10 @@ blindness.style.format("{:.2f}").set_caption("Distance δ of level 1 after train
 # **Relative to the strength of features.** On the bright rings of a bottle features are strong, and what is missed of them is large on good bottles, too; in its dark middle they are weak, and so is what a stain adds. HFR divides each of the two features by its own length {eq}`hfr-soft` and compares directions. That loses what the image has *more* of than was foretold, such as a dark fleck on paper, whose features are stronger than those of the grain. So both are divided by one length, that of the features of both around $p$:
 #
 # $$
-# u_l(p) = \frac{F_H^{\,l}(p) - \hat F_H^{\,l}(p)}{\ell_l(p) + \tau}, \qquad
-# \ell_l(p)^2 = \operatorname*{mean}_{q \in \mathcal A(p)} \frac{|F_H^{\,l}(q)|^2 + |\hat F_H^{\,l}(q)|^2}{2C} ,
+# \begin{aligned}
+# u_l(p) &= \frac{F_H^{\,l}(p) - \hat F_H^{\,l}(p)}{\ell_l(p) + \tau}, \\
+# \ell_l(p)^2 &= \operatorname*{mean}_{q \in \mathcal A(p)} \frac{|F_H^{\,l}(q)|^2 + |\hat F_H^{\,l}(q)|^2}{2C} ,
+# \end{aligned}
 # $$ (hlgfa-relative)
 #
 # with $\mathcal A(p)$ the $5 \times 5$ cells around $p$ and the setting `tau` for $\tau$. The length comes from a neighbourhood, so that a small defect does not set its own measure; and $\tau$ keeps the noise of an empty background small, as in {eq}`hfr-soft`.
