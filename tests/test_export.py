@@ -165,6 +165,7 @@ def test_what_is_missing_is_named(run, tmp_path, monkeypatch) -> None:
     assert "add --images FOLDER" in refused("export", run, "--int8")
     assert "exclude each other" in refused("export", run, "--int8", "--half")
     assert "no saved model in" in refused("export", tmp_path)
+    assert uad("export", run, "--out", tmp_path / "none/new.onnx").status == 0
     (tmp_path / "file").write_text("no folder")
     assert "choose another --out" in refused("export", run, "--out", tmp_path / "file/new.onnx")
     monkeypatch.setattr(export_, "find_spec", lambda name: None)

@@ -165,8 +165,8 @@ def test_a_difference_is_averaged_over_about_as_many_pixels_at_each_level() -> N
 def test_the_residual_is_measured_by_what_is_normal() -> None:
     model = hlgfa().fit(image_set(weave(16, size=128)), progress=False)
     description = model.describe(tensor(weave(2, seed=3, size=128)))
-    maps_found = model.map_residuals(description).values()
-    parts = zip(model.align(description), model.backbone.strides, model.spreads, model.expectations, maps_found)
+    found, strides = model.map_residuals(description).values(), model.backbone.strides
+    parts = zip(model.align(description), strides, model.spreads, model.expectations, found, strict=True)
     for (a, b), stride, spread, expected, m in parts:
         d = relative_difference(a, b, model.config.tau)
         x = average_near(d, model.config.span, stride)[1, :, 2, 1] - spread.mean

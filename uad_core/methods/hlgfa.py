@@ -235,11 +235,11 @@ class HLGFA(FeatureDetector):
         return torch.stack([distance.mean() for distance in self.distances(description)]).sum()
 
     def differences(self, description: list[Tensor]) -> list[Tensor]:
-        """Return what is not foretold of each level (N, C_l, h_l, w_l): d_l of equation (hlgfa-residual)."""
+        """Return what is not foretold of each level (N, C_l, h_l, w_l): d_l of equation (hlgfa-near)."""
         return [d for d, _ in self.missed(description)]
 
     def missed(self, description: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return d_l of equation (hlgfa-residual) and what was foretold, (N, C_l, h_l, w_l) each, of every level."""
+        """Return d_l of equation (hlgfa-near) and what was foretold, (N, C_l, h_l, w_l) each, of every level."""
         c, levels = self.config, zip(self.backbone.strides, self.align(description))
         return [(average_near(relative_difference(a, b, c.tau), c.span, stride), b) for stride, (a, b) in levels]
 

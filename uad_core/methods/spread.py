@@ -47,7 +47,7 @@ def relative_difference(a: Tensor, b: Tensor, tau: float) -> Tensor:
     """Divide the difference of features a and b (N, C, h, w) by how strong they are around there, plus tau.
 
     The strength is the root of the mean square over channels, over both, and over `AROUND` x `AROUND` cells; at the
-    border over those that are there. Unlike the difference of two soft directions it keeps what b has more of than a.
+    border over those that are there. Unlike the difference of two soft directions it keeps what a has more of than b.
     Source: HLGFA chapter, equation (hlgfa-relative) [reconstruction].
     """
     square = (a.square() + b.square()).mean(1, keepdim=True) / 2  # (N, 1, h, w)
